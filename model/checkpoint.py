@@ -1,0 +1,173 @@
+"""A checkpoint is a folder: config.json, model.safetensors, tokenizer.model, README.md. Strict, hashed, never pickle.
+
+``config.json`` names the format, the model's shape, the tokenizer, how it was trained, and the sha256 of every other
+file that matters. A folder that is damaged, foreign or inconsistent is refused with the name of what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.config import ModelConfig
+from model.network import Network
+from model.tokenizer import Characters, Tokenizer, load_tokenizer
+
+FORMAT = 1
+WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.json"
+
+
+class CheckpointError(Exception):
+    """A folder that is no checkpoint of this format; the message names the file and what is wrong with it."""
+
+
+class CheckpointConfig(BaseModel):
+    """config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1]
+    kind: Literal["text"]
+    model: ModelConfig
+    tokenizer: Literal["characters", "bytes"]
+    files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]  # name -> sha256
+    training: dict[str, Any] = {}  # facts for people: corpus, length, steps, scores
+
+
+def _read_config(folder: Path) -> CheckpointConfig:
+    path = folder / CONFIG
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder.name}: no readable {CONFIG}: this folder is no checkpoint") from error
+    try:
+        return CheckpointConfig.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        raise CheckpointError(f"{folder.name}: {CONFIG}: {place}: {first['msg']}") from error
+
+
+def _check_files(folder: Path, config: CheckpointConfig) -> None:
+    needed = {WEIGHTS} | ({TOKENIZER} if config.tokenizer == "characters" else set())
+    if set(config.files) != needed:
+        raise CheckpointError(f"{folder.name}: {CONFIG} must hash {sorted(needed)}, it hashes {sorted(config.files)}")
+    for name, expected in config.files.items():
+        try:
+            actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{folder.name}: {name} cannot be read") from error
+        if actual != expected:
+            raise CheckpointError(f"{folder.name}: {name} is damaged or foreign: its sha256 differs from {CONFIG}'s")
+
+
+class Checkpoint:
+    """A loaded folder: name, config, weights as stored, tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and check everything. CheckpointError names what is wrong."""
+        self.name = folder.resolve().name
+        self.config = _read_config(folder)
+        _check_files(folder, self.config)
+        try:
+            self.weights: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{self.name}: {WEIGHTS} is not a safetensors file: {error}") from error
+        try:
+            self.tokenizer: Tokenizer = load_tokenizer(self.config.tokenizer, folder / TOKENIZER)
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}: {error}") from error
+        if self.tokenizer.vocab_size != self.config.model.vocab_size:
+            given, expected = self.tokenizer.vocab_size, self.config.model.vocab_size
+            raise CheckpointError(f"{self.name}: the tokenizer has {given} ids, the model {expected}")
+
+    def network(self) -> Network:
+        """The network in float32, for evaluation. CheckpointError where names or shapes of tensors do not fit."""
+        network = Network(self.config.model)
+        expected = {name: tuple(tensor.shape) for name, tensor in stored_weights(network).items()}
+        given = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
+        for name in sorted(expected.keys() | given.keys()):
+            if expected.get(name) != given.get(name):
+                raise CheckpointError(
+                    f"{self.name}: {WEIGHTS}: {name} has shape {given.get(name)}, the config asks for {expected.get(name)}"
+                )
+        missing, _ = network.load_state_dict(self.weights, strict=False)
+        if self.config.model.tied_head:
+            network.head.weight = network.embed.weight
+        assert set(missing) <= {"head.weight"}, missing
+        return network.eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over weights, tokenizer and shape: equal means the same model."""
+        digest = hashlib.sha256(self.config.model.model_dump_json().encode())
+        for name in sorted(self.config.files):
+            digest.update(self.config.files[name].encode())
+        return digest.hexdigest()
+
+
+def stored_weights(network: Network) -> dict[str, torch.Tensor]:
+    """What a checkpoint stores of a network: every parameter once."""
+    weights = network.state_dict()
+    if network.config.tied_head:
+        del weights["head.weight"]
+    return weights
+
+
+def _stored_type(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    # matrices lose nothing that counts in bf16; decays, biases and norms are few and stay exact
+    matrix = tensor.ndim == 2 and ".bias." not in name
+    return tensor.detach().to("cpu", torch.bfloat16 if matrix else torch.float32).contiguous()
+
+
+def save(network: Network, tokenizer: Tokenizer, folder: Path, training: dict[str, Any]) -> None:
+    """Write a checkpoint folder atomically: a reader sees the old one or the new one. README.md and others are kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        if folder.is_dir():
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        weights = {name: _stored_type(name, tensor) for name, tensor in stored_weights(network).items()}
+        (temporary / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+        names = [WEIGHTS]
+        if isinstance(tokenizer, Characters):
+            (temporary / TOKENIZER).write_bytes(tokenizer.model)
+            names.append(TOKENIZER)
+        config = {
+            "format": FORMAT,
+            "kind": "text",
+            "model": network.config.model_dump(),
+            "tokenizer": "characters" if isinstance(tokenizer, Characters) else "bytes",
+            "files": {name: hashlib.sha256((temporary / name).read_bytes()).hexdigest() for name in names},
+            "training": training,
+        }
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        temporary.chmod(0o755)
+        _swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if folder.exists():
+        old = new.with_name(new.name + ".old")
+        os.replace(folder, old)
+        os.replace(new, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, folder)
+
+
+def find(folder: Path) -> list[Path]:
+    """Every checkpoint under a folder, by name."""
+    return sorted(path.parent for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))

@@ -1,0 +1,98 @@
+"""The network: embedding -> blocks -> norm -> head, and nothing else."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.aft import AFT
+from model.config import ModelConfig
+from model.recurrent import State
+
+
+class MLP(nn.Module):
+    """Two layers, position by position."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.dim, config.mlp_ratio * config.dim)
+        self.down = nn.Linear(config.mlp_ratio * config.dim, config.dim)
+        self.squared_relu = config.activation == "squared_relu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        hidden = self.up(x)
+        return self.down(F.relu(hidden).square() if self.squared_relu else F.gelu(hidden))
+
+
+class Block(nn.Module):
+    """Two additions: x + aft(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_aft = nn.LayerNorm(config.dim)
+        self.aft = AFT(config)
+        self.norm_mlp = nn.LayerNorm(config.dim)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        """x (B, T, D), state -> the same after the block."""
+        y, state = self.aft(self.norm_aft(x), state)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+
+
+class Network(nn.Module):
+    """Token ids in, logits of the next token out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.apply(self._init)
+        if config.tied_head:
+            self.head.weight = self.embed.weight
+
+    def _init(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            # what is added to the residual stream starts small, so that depth does not grow its variance
+            added = any(module is part for block in self.blocks for part in (block.aft.o, block.mlp.down))
+            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * len(self.blocks)) if added else 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def init_state(self, batch: int) -> list[State]:
+        """One state a layer, for ``batch`` sequences before their first position."""
+        return [block.aft.init_state(batch) for block in self.blocks]
+
+    def forward(self, tokens: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """Tokens (B, T) int64 -> logits (B, T, vocabulary), and the states after them (empty in training)."""
+        hidden, states = self.hidden(tokens, states)
+        return self.head(hidden), states
+
+    def hidden(self, tokens: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """The same before the head: (B, T, D)."""
+        x = self.dropout(self.embed(tokens))
+        after: list[State] = []
+        for i, block in enumerate(self.blocks):
+            x, state = block(x, states[i] if states else None)
+            if state is not None:
+                after.append(state)
+        return self.norm(x), after
+
+    @property
+    def num_scanned(self) -> int:
+        """Sequences that the last call computed by the exact scan, summed over layers: a metric of training."""
+        return sum(block.aft.num_scanned for block in self.blocks)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, shared ones once."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,80 @@
+"""What a training run is: a table that a TOML file fills in, or that the size of a text and some minutes decide."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read; the message names the field."""
+
+
+class Recipe(BaseModel):
+    """One training run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # the checkpoint's folder
+    corpus: str  # a name from model/data.py, a file or a folder
+    tokenizer: Literal["auto", "characters", "bytes"] = "auto"  # auto: characters where the corpus is UTF-8
+    preset: str = "shipped"
+    model: dict[str, Any] = {}  # fields of ModelConfig that differ from the preset
+    length: PositiveInt = 512  # T: positions of a training window
+    batch: PositiveInt = 16  # windows of a step, over all processes
+    accumulate: PositiveInt = 1  # parts that a step's batch is computed in; a multiple of the number of processes
+    steps: PositiveInt = 2500
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices of the blocks; AdamW takes the rest
+    muon_rate: Rate = 0.02
+    adamw_rate: Rate = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # matrices of the blocks only
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    final_rate: Annotated[float, Field(ge=0, le=1)] = 0.02  # of the peak, at the end of the cosine
+    max_grad_norm: Rate = 1.0
+    begin_share: Annotated[float, Field(ge=0, le=1)] = 0.05  # of the windows start with the begin symbol
+    precision: Literal["bf16", "float32"] = "bf16"
+    eval_every: PositiveInt = 250  # steps between evaluations on the validation split
+    eval_chars: PositiveInt = 65_536  # characters of the validation split that an evaluation reads
+    save_every: PositiveInt = 100  # steps between resumable states
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """The share of the peak learning rate at a step: warm-up, cosine, the final rate."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def read(path: Path) -> Recipe:
+    """A recipe from TOML. RecipeError names what is wrong."""
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def fit(name: str, corpus: str, num_chars: int, **changes: Any) -> Recipe:
+    """A recipe for a text of one's own: a small text gets a small model and more dropout, or it would be learned by heart."""
+    size: dict[str, Any]
+    if num_chars < 300_000:
+        size = {"dim": 96, "num_layers": 3, "num_heads": 4, "dropout": 0.2}
+    elif num_chars < 3_000_000:
+        size = {"dim": 192, "num_layers": 4, "num_heads": 8, "dropout": 0.1}
+    else:
+        size = {}
+    length = 256 if num_chars < 3_000_000 else 512
+    # a text shorter than a few windows still trains
+    while length > 16 and num_chars * 5 // 100 < 2 * length:
+        length //= 2
+    return Recipe(name=name, corpus=corpus, model=size, length=length, batch=8192 // length, **changes)

@@ -1,0 +1,87 @@
+"""From a recipe to a checkpoint: corpus -> split -> tokenizer -> windows -> trainer -> folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import checkpoint, curve, data
+from model.batches import Windows, encode
+from model.config import preset
+from model.network import Network
+from model.recipe import Recipe, fit
+from model.tokenizer import Bytes, Tokenizer, train_characters
+from model.train import Report, Trainer
+
+
+def choose_tokenizer(corpus: str | bytes, wanted: str) -> Tokenizer:
+    """Characters for text that is UTF-8, bytes for what is not, or as told. ValueError where that cannot be."""
+    if wanted == "bytes" or (wanted == "auto" and isinstance(corpus, bytes)):
+        return Bytes()
+    if isinstance(corpus, bytes):
+        raise ValueError("the corpus is not UTF-8, so it has no characters: use the bytes tokenizer")
+    return train_characters(corpus)
+
+
+def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Tokenizer]:
+    """Everything that a run needs, resumed where the folder holds its state."""
+    corpus = data.load(recipe.corpus)
+    tokenizer = choose_tokenizer(corpus, recipe.tokenizer)
+    if isinstance(tokenizer, Bytes) and isinstance(corpus, str):
+        corpus = corpus.encode()
+    parts = data.split(corpus)
+    if len(parts.validation) < 2:
+        raise ValueError(f"the corpus has {len(corpus)} characters: too few to set 5 % aside")
+    torch.manual_seed(recipe.seed)
+    network = Network(preset(recipe.preset, tokenizer.vocab_size, **recipe.model))
+    windows = Windows(encode(parts.train, tokenizer), recipe.length, tokenizer, recipe.begin_share, recipe.seed)
+    trainer = Trainer(network, windows, encode(parts.validation, tokenizer), recipe, folder)
+    trainer.resume()
+    return trainer, tokenizer
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    target: Path,
+    report: Report,
+    after_step: Callable[[Trainer, float], None] | None = None,
+) -> None:
+    """Run a recipe to its end in ``folder`` and write the checkpoint to ``target``."""
+    trainer, tokenizer = make_trainer(recipe, folder)
+    trainer.run(report, after_step)
+    if trainer.rank:
+        return
+    last = trainer.rows[-1]
+    facts: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "minutes": round(trainer.seconds / 60, 1),
+        "chars": int(last["chars"]),
+        "train_bpc": round(last["train_bpc"], 4),
+        "validation_bpc": round(last["validation_bpc"], 4),
+        "device": trainer.device.type,
+        "threads": torch.get_num_threads(),
+    }
+    checkpoint.save(trainer.network, tokenizer, target, facts)
+    curve.write_csv(trainer.rows, target / "curve.csv")
+    curve.write_png(trainer.rows, target / "curve.png", recipe.name)
+
+
+def fit_minutes(name: str, corpus: str, minutes: float, seed: int = 0) -> Recipe:
+    """A recipe for one's own text that ends after about so many minutes on this machine, by timing a few steps."""
+    recipe = fit(name, corpus, len(data.load(corpus)), seed=seed)
+    trainer, _ = make_trainer(recipe, Path("/nonexistent"))
+    trainer.step()
+    began = time.perf_counter()
+    for _ in range(3):
+        trainer.step()
+    seconds = (time.perf_counter() - began) / 3
+    # an eighth of the time goes to evaluations, saving and the start
+    steps = max(20, int(minutes * 60 * 0.875 / seconds))
+    every = max(10, steps // 10)
+    changes = {"steps": steps, "warmup_steps": min(100, steps // 10), "eval_every": every, "save_every": every}
+    return recipe.model_copy(update=changes)

@@ -1,0 +1,208 @@
+"""Training: optimisers, the step, and runs that resume exactly.
+
+Everything random depends on (seed, step, part), so the resumable state is the weights, the optimisers' moments and
+the number of the step. Several processes (torchrun) share the parts of a step and add their gradients; the sum is
+the same as one process's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import curve
+from model.batches import Ids, Windows
+from model.network import Network
+from model.recipe import Recipe
+
+STATE = "state.safetensors"
+Report = Callable[[curve.Row], None]
+
+
+def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW without weight decay for tables, norms, decays and embeddings."""
+    in_blocks = dict(network.blocks.named_parameters())
+    matrices = {name: p for name, p in in_blocks.items() if p.ndim == 2 and ".bias." not in name}
+    chosen = {id(p) for p in matrices.values()}
+    rest = [p for p in network.parameters() if id(p) not in chosen]
+    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0, "lr": recipe.adamw_rate}]
+    if recipe.optimizer == "adamw":
+        groups.append({"params": list(matrices.values()), "weight_decay": recipe.weight_decay, "lr": recipe.adamw_rate})
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.95))]
+    if recipe.optimizer == "muon":
+        rate, decay = recipe.muon_rate, recipe.weight_decay
+        made.append(torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=decay, momentum=0.95))
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return made
+
+
+class Trainer:
+    """One run in a folder: ``step`` until ``done``; ``save`` and ``resume`` are exact."""
+
+    def __init__(self, network: Network, windows: Windows, validation: Ids, recipe: Recipe, folder: Path) -> None:
+        self.network, self.windows, self.recipe, self.folder = network, windows, recipe, folder
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if recipe.accumulate % self.world or recipe.batch % recipe.accumulate:
+            given = f"batch {recipe.batch}, accumulate {recipe.accumulate}, {self.world} processes"
+            raise ValueError(f"accumulate must divide the batch and be a multiple of the processes: {given}")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network.to(self.device)
+        self.optimizers = optimizers(network, recipe)
+        self.validation = validation[: recipe.eval_chars + 1]
+        self.steps_done, self.seconds, self.rows = 0, 0.0, list[curve.Row]()
+        self._recent: list[float] = []
+        self._scanned = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.steps_done >= self.recipe.steps
+
+    def autocast(self) -> torch.autocast:
+        """bf16 products where the recipe wants them."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def step(self) -> float:
+        """One step of the global batch; returns its mean loss in bits per character."""
+        began = time.perf_counter()
+        self.network.train()
+        inputs, targets = self.windows.batch(self.steps_done, self.recipe.batch)
+        parts = self.recipe.accumulate
+        total = torch.zeros((), device=self.device)
+        for part in range(self.rank, parts, self.world):
+            torch.manual_seed(hash((self.recipe.seed, self.steps_done, part)) & (2**63 - 1))
+            with self.autocast():
+                logits, _ = self.network(inputs.chunk(parts)[part].to(self.device))
+            target = targets.chunk(parts)[part].to(self.device)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten()) / parts
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            self._scanned += self.network.num_scanned
+        self._share(total)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm, error_if_nonfinite=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * self.recipe.rate(self.steps_done)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.steps_done += 1
+        self.seconds += time.perf_counter() - began
+        self._recent.append(float(total) / math.log(2))
+        return self._recent[-1]
+
+    def _share(self, total: Tensor) -> None:
+        """Add the gradients and the loss of all processes."""
+        if self.world == 1:
+            return
+        tensors = [p.grad for p in self.network.parameters() if p.grad is not None] + [total]
+        flat = torch.cat([t.flatten() for t in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Bits per character of the validation characters, in windows of the training length side by side."""
+        self.network.eval()
+        length = min(self.recipe.length, len(self.validation) - 1)
+        count = (len(self.validation) - 1) // length
+        ids = torch.from_numpy(self.validation).long().to(self.device)
+        inputs, targets = ids[: count * length].view(count, length), ids[1 : count * length + 1].view(count, length)
+        total = 0.0
+        for x, y in zip(inputs.split(16), targets.split(16), strict=True):
+            with self.autocast():
+                logits, _ = self.network(x)
+            total += float(F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="sum"))
+        return total / (count * length) / math.log(2)
+
+    def record(self) -> curve.Row:
+        """Evaluate and add a row to the curve."""
+        chars = self.steps_done * self.recipe.batch * self.recipe.length
+        recent, self._recent = self._recent or [math.nan], []
+        row = {
+            "step": float(self.steps_done),
+            "chars": float(chars),
+            "seconds": self.seconds,
+            "train_bpc": sum(recent) / len(recent),
+            "validation_bpc": self.evaluate(),
+            "chars_per_second": chars / max(self.seconds, 1e-9),
+            "num_scanned": float(self._scanned),
+        }
+        self._scanned = 0
+        self.rows.append(row)
+        return row
+
+    def run(self, report: Report, after_step: Callable[[Trainer, float], None] | None = None) -> None:
+        """To the end, from wherever the folder's state stands; saves and evaluates on the way."""
+        while not self.done:
+            loss = self.step()
+            if after_step:
+                after_step(self, loss)
+            if self.steps_done % self.recipe.eval_every == 0 or self.done:
+                report(self.record())
+                if self.rank == 0:
+                    curve.write_csv(self.rows, self.folder / "curve.csv")
+            if self.rank == 0 and (self.steps_done % self.recipe.save_every == 0 or self.done):
+                self.save()
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.network.state_dict().items():
+            if not (self.network.config.tied_head and name == "head.weight"):
+                yield f"weights/{name}", tensor
+        for number, optimizer in enumerate(self.optimizers):
+            for key, moments in optimizer.state_dict()["state"].items():
+                for name, tensor in moments.items():
+                    yield f"optimizer/{number}/{key}/{name}", torch.as_tensor(tensor)
+
+    def save(self) -> None:
+        """Write the resumable state as one file, atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "steps_done": self.steps_done,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "recent": self._recent,
+            "scanned": self._scanned,
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._named()}
+        temporary = self.folder / f"{STATE}.partial"
+        temporary.write_bytes(safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
+        temporary.replace(self.folder / STATE)
+
+    def resume(self) -> bool:
+        """Continue from the folder's state, if there is one. ValueError where another recipe wrote it."""
+        path = self.folder / STATE
+        if not path.exists():
+            return False
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            if facts["recipe"] != self.recipe.model_dump(mode="json"):
+                raise ValueError(f"{self.folder}: a run with another recipe stands here; remove it or choose another name")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        weights = {n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}
+        self.network.load_state_dict(weights, strict=not self.network.config.tied_head)
+        for number, optimizer in enumerate(self.optimizers):
+            state = optimizer.state_dict()
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"optimizer/{number}/"):
+                    _, _, key, kind = name.split("/")
+                    moments.setdefault(int(key), {})[kind] = tensor
+            optimizer.load_state_dict({**state, "state": moments})
+        self.steps_done, self.seconds, self.rows = facts["steps_done"], facts["seconds"], facts["rows"]
+        self._recent, self._scanned = facts["recent"], facts["scanned"]
+        return True
