@@ -25,7 +25,9 @@ class Windows:
     def __init__(self, ids: Ids, length: int, tokenizer: Tokenizer, begin_share: float, seed: int) -> None:
         """ValueError where the corpus is shorter than one window."""
         if len(ids) < length + 1:
-            raise ValueError(f"the training split has {len(ids)} ids, a window needs {length + 1}: use a shorter length")
+            raise ValueError(
+                f"the training split has {len(ids)} ids, a window needs {length + 1}: use a shorter length"
+            )
         self.ids, self.length, self.begin, self.share, self.seed = ids, length, tokenizer.begin, begin_share, seed
         newline = tokenizer.encode("\n")
         after = np.flatnonzero(ids[: len(ids) - length] == newline[0]) + 1 if len(newline) == 1 else ids[:0]

@@ -61,7 +61,7 @@ class Bias(nn.Module):
         offsets = torch.arange(self.window + length, device=self.device)
         table = torch.zeros(self.num_heads, self.window + length, device=self.device)
         if self.window:
-            table = torch.cat([self.band(offsets[:1])[0], table[:, : length]], 1)
+            table = torch.cat([self.band(offsets[:1])[0], table[:, :length]], 1)
         weights = (table - self.decay()[:, None] * offsets).exp()
         return skew(weights, self.window, length)[:, None]
 

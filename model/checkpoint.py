@@ -14,13 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import safetensors
-import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.config import ModelConfig
-from model.network import Network
 from model.tokenizer import Characters, Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -72,17 +68,13 @@ def _check_files(folder: Path, config: CheckpointConfig) -> None:
 
 
 class Checkpoint:
-    """A loaded folder: name, config, weights as stored, tokenizer."""
+    """A folder that has been read and checked: name, config, tokenizer; the weights stay in their file."""
 
     def __init__(self, folder: Path) -> None:
         """Read and check everything. CheckpointError names what is wrong."""
         self.name = folder.resolve().name
-        self.config = _read_config(folder)
+        self.folder, self.config = folder, _read_config(folder)
         _check_files(folder, self.config)
-        try:
-            self.weights: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{self.name}: {WEIGHTS} is not a safetensors file: {error}") from error
         try:
             self.tokenizer: Tokenizer = load_tokenizer(self.config.tokenizer, folder / TOKENIZER)
         except ValueError as error:
@@ -90,22 +82,6 @@ class Checkpoint:
         if self.tokenizer.vocab_size != self.config.model.vocab_size:
             given, expected = self.tokenizer.vocab_size, self.config.model.vocab_size
             raise CheckpointError(f"{self.name}: the tokenizer has {given} ids, the model {expected}")
-
-    def network(self) -> Network:
-        """The network in float32, for evaluation. CheckpointError where names or shapes of tensors do not fit."""
-        network = Network(self.config.model)
-        expected = {name: tuple(tensor.shape) for name, tensor in stored_weights(network).items()}
-        given = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
-        for name in sorted(expected.keys() | given.keys()):
-            if expected.get(name) != given.get(name):
-                raise CheckpointError(
-                    f"{self.name}: {WEIGHTS}: {name} has shape {given.get(name)}, the config asks for {expected.get(name)}"
-                )
-        missing, _ = network.load_state_dict(self.weights, strict=False)
-        if self.config.model.tied_head:
-            network.head.weight = network.embed.weight
-        assert set(missing) <= {"head.weight"}, missing
-        return network.eval()
 
     @property
     def fingerprint(self) -> str:
@@ -116,29 +92,14 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def stored_weights(network: Network) -> dict[str, torch.Tensor]:
-    """What a checkpoint stores of a network: every parameter once."""
-    weights = network.state_dict()
-    if network.config.tied_head:
-        del weights["head.weight"]
-    return weights
-
-
-def _stored_type(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    # matrices lose nothing that counts in bf16; decays, biases and norms are few and stay exact
-    matrix = tensor.ndim == 2 and ".bias." not in name
-    return tensor.detach().to("cpu", torch.bfloat16 if matrix else torch.float32).contiguous()
-
-
-def save(network: Network, tokenizer: Tokenizer, folder: Path, training: dict[str, Any]) -> None:
+def save(weights: bytes, model: ModelConfig, tokenizer: Tokenizer, folder: Path, training: dict[str, Any]) -> None:
     """Write a checkpoint folder atomically: a reader sees the old one or the new one. README.md and others are kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         if folder.is_dir():
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        weights = {name: _stored_type(name, tensor) for name, tensor in stored_weights(network).items()}
-        (temporary / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+        (temporary / WEIGHTS).write_bytes(weights)
         names = [WEIGHTS]
         if isinstance(tokenizer, Characters):
             (temporary / TOKENIZER).write_bytes(tokenizer.model)
@@ -146,7 +107,7 @@ def save(network: Network, tokenizer: Tokenizer, folder: Path, training: dict[st
         config = {
             "format": FORMAT,
             "kind": "text",
-            "model": network.config.model_dump(),
+            "model": model.model_dump(),
             "tokenizer": "characters" if isinstance(tokenizer, Characters) else "bytes",
             "files": {name: hashlib.sha256((temporary / name).read_bytes()).hexdigest() for name in names},
             "training": training,

@@ -30,7 +30,9 @@ def write_png(rows: list[Row], path: Path, title: str) -> None:
     for name, label in (("train_bpc", "training windows"), ("validation_bpc", "validation split")):
         axes.plot(millions, [row[name] for row in rows], marker=".", label=label)
     lowest = min(min(row["train_bpc"], row["validation_bpc"]) for row in rows)
-    axes.set(xlabel="characters seen, millions", ylabel="bits per character", title=title, ylim=(lowest - 0.1, lowest + 1.4))
+    axes.set(
+        xlabel="characters seen, millions", ylabel="bits per character", title=title, ylim=(lowest - 0.1, lowest + 1.4)
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

@@ -24,7 +24,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         hidden = self.up(x)
-        return self.down(F.relu(hidden).square() if self.squared_relu else F.gelu(hidden))
+        y: Tensor = self.down(F.relu(hidden).square() if self.squared_relu else F.gelu(hidden))
+        return y
 
 
 class Block(nn.Module):
@@ -63,14 +64,18 @@ class Network(nn.Module):
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             # what is added to the residual stream starts small, so that depth does not grow its variance
-            added = any(module is part for block in self.blocks for part in (block.aft.o, block.mlp.down))
+            added = any(module is part for block in self._blocks for part in (block.aft.o, block.mlp.down))
             nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * len(self.blocks)) if added else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    @property
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def init_state(self, batch: int) -> list[State]:
         """One state a layer, for ``batch`` sequences before their first position."""
-        return [block.aft.init_state(batch) for block in self.blocks]
+        return [block.aft.init_state(batch) for block in self._blocks]
 
     def forward(self, tokens: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Tokens (B, T) int64 -> logits (B, T, vocabulary), and the states after them (empty in training)."""
@@ -90,7 +95,7 @@ class Network(nn.Module):
     @property
     def num_scanned(self) -> int:
         """Sequences that the last call computed by the exact scan, summed over layers: a metric of training."""
-        return sum(block.aft.num_scanned for block in self.blocks)
+        return sum(block.aft.num_scanned for block in self._blocks)
 
     @property
     def num_parameters(self) -> int:

@@ -85,7 +85,7 @@ def _sums(
     k: Tensor, v: Tensor, bias: Bias, state: State | None, size: int, keep_state: bool
 ) -> tuple[Tensor, State | None]:
     """Denominators and numerators (B, T, H, M), each relative to a frame of its chunk and channel, which cancels."""
-    batch, length, heads, _ = k.shape
+    length = k.shape[1]
     chunks = math.ceil(length / size)
     pad = chunks * size - length
     keys = F.pad(k.float(), (0, 0, 0, 0, 0, pad), value=-math.inf).unflatten(1, (chunks, size))
@@ -116,7 +116,8 @@ def _sums(
 
 def _product(weights: Tensor, x: Tensor) -> Tensor:
     """(H, 1 or Q, L, N) @ (H, Q, N, B, M) -> (H, Q, L, B, M)."""
-    return (weights.to(x.dtype) @ x.flatten(3)).unflatten(3, x.shape[3:])
+    product: Tensor = (weights.to(x.dtype) @ x.flatten(3)).unflatten(3, x.shape[3:])
+    return product
 
 
 def _unchunk(x: Tensor, length: int) -> Tensor:

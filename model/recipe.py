@@ -65,7 +65,7 @@ def read(path: Path) -> Recipe:
 
 
 def fit(name: str, corpus: str, num_chars: int, **changes: Any) -> Recipe:
-    """A recipe for a text of one's own: a small text gets a small model and more dropout, or it would be learned by heart."""
+    """A recipe for a text of one's own; a small text gets a small model, or it would be learned by heart."""
     size: dict[str, Any]
     if num_chars < 300_000:
         size = {"dim": 96, "num_layers": 3, "num_heads": 4, "dropout": 0.2}

@@ -33,8 +33,11 @@ class State(NamedTuple):
     num: Tensor  # (B, H, C) the same times v
 
 
-def init_state(batch: int, num_heads: int, channels: int, key_channels: int, window: int, device: torch.device) -> State:
+def init_state(
+    batch: int, num_heads: int, channels: int, key_channels: int, window: int, device: torch.device
+) -> State:
     """The state before the first position."""
+
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(batch, num_heads, *shape, device=device)
 

@@ -69,4 +69,4 @@ def recurrence(k: Array, v: Array, window: Array, decay: float) -> Array:
 
 def conv_weights(w: Array, gamma: float, beta: float) -> Array:
     """AFT-conv's reparameterisation of one head's window: gamma (w - mean w) / std w + beta."""
-    return gamma * (w - w.mean()) / w.std() + beta
+    return np.asarray(gamma * (w - w.mean()) / w.std() + beta)

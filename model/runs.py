@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from model import checkpoint, curve, data
+from model import curve, data, weights
 from model.batches import Windows, encode
 from model.config import preset
 from model.network import Network
@@ -36,6 +37,8 @@ def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Tokenizer]:
     parts = data.split(corpus)
     if len(parts.validation) < 2:
         raise ValueError(f"the corpus has {len(corpus)} characters: too few to set 5 % aside")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.manual_seed(recipe.seed)
     network = Network(preset(recipe.preset, tokenizer.vocab_size, **recipe.model))
     windows = Windows(encode(parts.train, tokenizer), recipe.length, tokenizer, recipe.begin_share, recipe.seed)
@@ -66,7 +69,7 @@ def train(
         "device": trainer.device.type,
         "threads": torch.get_num_threads(),
     }
-    checkpoint.save(trainer.network, tokenizer, target, facts)
+    weights.save(trainer.network, tokenizer, target, facts)
     curve.write_csv(trainer.rows, target / "curve.csv")
     curve.write_png(trainer.rows, target / "curve.png", recipe.name)
 

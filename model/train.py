@@ -88,7 +88,7 @@ class Trainer:
                 logits, _ = self.network(inputs.chunk(parts)[part].to(self.device))
             target = targets.chunk(parts)[part].to(self.device)
             loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten()) / parts
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
             self._scanned += self.network.num_scanned
         self._share(total)
@@ -191,7 +191,9 @@ class Trainer:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
             if facts["recipe"] != self.recipe.model_dump(mode="json"):
-                raise ValueError(f"{self.folder}: a run with another recipe stands here; remove it or choose another name")
+                raise ValueError(
+                    f"{self.folder}: a run with another recipe stands here; remove it or choose another name"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         weights = {n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}
         self.network.load_state_dict(weights, strict=not self.network.config.tied_head)

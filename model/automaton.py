@@ -1,0 +1,75 @@
+"""Stops as an automaton over tokens: one table look-up a token decides what may be drawn and when to stop.
+
+Stop strings, the end symbol and forbidden tokens are all this; so a runtime knows no other reason to end a stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORBIDDEN = -1
+ACCEPT = 1  # the state that ends a stream; 0 is where every stream starts
+
+
+@dataclass(frozen=True, slots=True)
+class Automaton:
+    """``next[state, token]``: the next state, or -1 where the token may not be drawn. State 1 accepts: stop."""
+
+    next: NDArray[np.int32]  # (states, V)
+
+
+def stops(
+    token_bytes: Sequence[bytes], strings: Sequence[bytes], end: int, begin: int, *, ignore_end: bool
+) -> Automaton:
+    """Stop where any of the strings is complete, across any token borders, or at the end symbol.
+
+    Begin is never drawn; neither is end where it is ignored. Aho and Corasick 1975, over bytes, then over tokens.
+    """
+    step = _bytes_automaton(strings)
+    table = np.zeros((len(step), len(token_bytes)), np.int32)
+    for state in range(len(step)):
+        for token, written in enumerate(token_bytes):
+            at = state
+            for byte in written:
+                at = ACCEPT if at == ACCEPT else step[at][byte]
+            table[state, token] = at
+    table[:, begin] = FORBIDDEN
+    table[:, end] = FORBIDDEN if ignore_end else ACCEPT
+    return Automaton(table)
+
+
+def _bytes_automaton(strings: Sequence[bytes]) -> list[list[int]]:
+    """``step[state][byte]``, complete; state 0 is the root and state 1 accepts."""
+    children: list[dict[int, int]] = [{}, {}]
+    for string in strings:
+        state = 0
+        for i, byte in enumerate(string):
+            if state == ACCEPT:  # another stop is complete before this one
+                break
+            last = i == len(string) - 1
+            if last:
+                children[state][byte] = ACCEPT
+            elif byte not in children[state]:
+                children.append({})
+                children[state][byte] = len(children) - 1
+            state = children[state][byte]
+    step = [[0] * 256 for _ in children]
+    step[ACCEPT] = [ACCEPT] * 256
+    fallback = [0] * len(children)
+    waiting = deque([0])
+    while waiting:
+        state = waiting.popleft()
+        for byte in range(256):
+            below = step[fallback[state]][byte] if state else 0
+            child = children[state].get(byte)
+            # where a shorter stop ends inside a longer one, it is complete first
+            step[state][byte] = below if child is None or below == ACCEPT else child
+            if child is not None and child != ACCEPT and below != ACCEPT:
+                fallback[child] = below
+                waiting.append(child)
+    return step

@@ -1,0 +1,145 @@
+"""The contract of a runtime: it owns slots of recurrent state and advances them. One verb, ``run``.
+
+Prefill, chunked prefill, decode and scoring are all jobs: consume these tokens, then perhaps draw some. The last
+drawn token is returned and not consumed: the next job of that slot begins with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.automaton import Automaton
+from model.sampling import SamplingParams
+
+
+class StateError(ValueError):
+    """Bytes that are no state of this runtime; the slot is as it was."""
+
+
+class JobError(ValueError):
+    """A job that cannot run; no slot has changed."""
+
+
+class Stop(Enum):
+    """Why a runtime stopped drawing before ``max_new``."""
+
+    ACCEPT = "accept"  # the automaton accepted: a stop string or the end symbol
+    LENGTH = "length"  # the model's last position
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Draw up to ``max_new`` tokens after the job's own."""
+
+    params: SamplingParams
+    max_new: int  # >= 1
+    automaton: Automaton | None = None
+    top: int = 0  # report the likeliest so many tokens beside each drawn one
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work for one slot; a slot has at most one job in a call."""
+
+    slot: int
+    tokens: Sequence[int]  # n >= 1, consumed in order
+    targets: Sequence[int] | None = None  # return log p(targets[i] | everything up to tokens[i])
+    logits: Literal["none", "last", "all"] = "none"
+    draw: Draw | None = None
+
+
+Top = list[tuple[int, float]]  # (token, log-probability), likeliest first
+
+
+@dataclass(slots=True)
+class Done:
+    """What one job gave. Log-probabilities are the model's own, before temperature and all else."""
+
+    target_logprobs: list[float] = field(default_factory=list)
+    logits: NDArray[np.float32] | None = None  # (V) for last, (n, V) for all
+    drawn: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # of the drawn tokens
+    top: list[Top] = field(default_factory=list)  # one a drawn token, where asked for
+    stopped: Stop | None = None
+
+
+class Runtime(Protocol):
+    """Advances recurrent state. One thread at a time may call it."""
+
+    vocab_size: int
+    num_slots: int
+    state_bytes: int  # of one slot
+    weight_bytes: int
+    max_position: int | None  # None: no end
+    fingerprint: str  # weights + numerics: equal means equal bits
+    exact: bool  # whether equal requests give equal bits whatever runs beside them
+    name: str
+
+    def run(self, jobs: Sequence[Job]) -> list[Done]:
+        """All given tokens first, then one token a live job until each has drawn its ``max_new`` or stopped.
+
+        Equals each job run alone. JobError before anything changes where a job is bad.
+        """
+        ...
+
+    def position(self, slot: int) -> int:
+        """Positions consumed, the begin symbol included."""
+        ...
+
+    def reset(self, slot: int) -> None:
+        """Back to before the first position."""
+        ...
+
+    def copy(self, source: int, targets: Sequence[int]) -> None:
+        """Copy a slot, sampler included, into others."""
+        ...
+
+    def export(self, slot: int) -> bytes:
+        """The slot's state, canonical: equal histories give equal bytes."""
+        ...
+
+    def restore(self, slot: int, state: bytes) -> None:
+        """Put an exported state into a slot. StateError where the bytes are damaged or another model's."""
+        ...
+
+
+def check_jobs(jobs: Sequence[Job], runtime: Runtime) -> None:
+    """JobError for the first job that cannot run."""
+    slots = [job.slot for job in jobs]
+    if len(set(slots)) != len(slots):
+        raise JobError(f"a slot may have one job in a call, given {slots}")
+    for job in jobs:
+        _check_job(job, runtime)
+
+
+def _check_job(job: Job, runtime: Runtime) -> None:
+    if not 0 <= job.slot < runtime.num_slots:
+        raise JobError(f"slot {job.slot} is outside 0 ... {runtime.num_slots - 1}")
+    if not len(job.tokens):
+        raise JobError(f"slot {job.slot}: a job consumes at least one token")
+    for token in (*job.tokens, *(job.targets or ())):
+        if not 0 <= token < runtime.vocab_size:
+            raise JobError(f"slot {job.slot}: token {token} is outside the vocabulary of {runtime.vocab_size}")
+    if job.targets is not None and len(job.targets) != len(job.tokens):
+        raise JobError(f"slot {job.slot}: {len(job.targets)} targets for {len(job.tokens)} tokens")
+    room = None if runtime.max_position is None else runtime.max_position - runtime.position(job.slot)
+    if room is not None and len(job.tokens) > room:
+        raise JobError(f"slot {job.slot}: {len(job.tokens)} tokens, but the model ends after {room} more")
+    if job.draw is not None:
+        _check_draw(job.slot, job.draw, runtime)
+
+
+def _check_draw(slot: int, draw: Draw, runtime: Runtime) -> None:
+    if draw.max_new < 1:
+        raise JobError(f"slot {slot}: max_new is {draw.max_new}, at least 1 is needed")
+    if draw.automaton is not None and draw.automaton.next.shape[1] != runtime.vocab_size:
+        raise JobError(f"slot {slot}: the automaton is of another vocabulary")
+    bad = [token for token in draw.params.logit_bias if not 0 <= token < runtime.vocab_size]
+    if bad:
+        raise JobError(f"slot {slot}: logit_bias names {bad[0]}, the vocabulary has {runtime.vocab_size} ids")

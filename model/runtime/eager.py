@@ -1,0 +1,184 @@
+"""The torch runtime: any device that torch has, exact to a tolerance.
+
+Shapes never depend on company, so that a request's numbers do not either: a decode step always runs the whole slot
+array, a prefill always one slot in chunks of fixed sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.checkpoint import Checkpoint
+from model.recurrent import State
+from model.runtime import states
+from model.runtime.base import Done, Job, StateError, Stop, check_jobs
+from model.runtime.sampler import SlotSampler
+from model.sampling import log_softmax
+from model.weights import load
+
+CHUNKS = (512, 64, 8, 1)  # positions of a prefill call, the largest that fits first
+
+
+class EagerRuntime:
+    """A slot pool of ``num_slots`` recurrent states beside one network."""
+
+    name = "torch"
+    exact = False
+
+    def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu") -> None:
+        """CheckpointError where the weights do not fit the config."""
+        self._network = load(checkpoint).to(device).requires_grad_(False)
+        config = checkpoint.config.model
+        self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
+        self.fingerprint = f"{checkpoint.fingerprint}-torch"
+        self._device = torch.device(device)
+        self._pool = self._network.init_state(num_slots)
+        self._empty = self._network.init_state(1)
+        self._positions = [0] * num_slots
+        self._samplers = [SlotSampler.empty(self.vocab_size) for _ in range(num_slots)]
+        self.weight_bytes = sum(p.numel() * p.element_size() for p in self._network.parameters())
+        self.state_bytes = sum(t.numel() * t.element_size() for state in self._empty for t in state)
+
+    def position(self, slot: int) -> int:
+        """Positions consumed."""
+        return self._positions[slot]
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job]) -> list[Done]:
+        """The contract of ``Runtime.run``."""
+        check_jobs(jobs, self)
+        done = [Done() for _ in jobs]
+        # one token is a decode step's work; more are a prefill of their own
+        last: dict[int, NDArray[np.float32]] = {}
+        single = [job for job in jobs if len(job.tokens) == 1]
+        stepped = self._step({job.slot: job.tokens[0] for job in single}) if single else {}
+        for job, result in zip(jobs, done, strict=True):
+            rows = stepped[job.slot][None] if job.slot in stepped else self._prefill(job)
+            self._samplers[job.slot].consume(job.tokens)
+            last[job.slot] = rows[-1]
+            if job.targets is not None:
+                logprobs = log_softmax(rows)[np.arange(len(rows)), np.asarray(job.targets)]
+                result.target_logprobs = logprobs.tolist()
+            if job.logits != "none":
+                result.logits = rows if job.logits == "all" else rows[-1]
+        self._burst(jobs, done, last)
+        return done
+
+    def _burst(self, jobs: Sequence[Job], done: list[Done], last: dict[int, NDArray[np.float32]]) -> None:
+        """Draw from the last logits; consume what was drawn, all live slots in one step; until every burst ends."""
+        live = [(job, result) for job, result in zip(jobs, done, strict=True) if job.draw is not None]
+        while live:
+            drawn = {}
+            going = []
+            for job, result in live:
+                assert job.draw is not None
+                slot = job.slot
+                token = self._samplers[slot].draw(last[slot], job.draw, self._positions[slot], result)
+                if result.stopped is None and self._positions[slot] == self.max_position:
+                    result.stopped = Stop.LENGTH
+                if result.stopped is None and len(result.drawn) < job.draw.max_new:
+                    drawn[slot] = token
+                    going.append((job, result))
+            live = going
+            if drawn:
+                last = self._step(drawn)
+
+    def _step(self, tokens: dict[int, int]) -> dict[int, NDArray[np.float32]]:
+        """One position of the given slots; the whole array is computed, the others' states stay."""
+        slots = torch.tensor(list(tokens), device=self._device)
+        inputs = torch.zeros(self.num_slots, 1, dtype=torch.int64, device=self._device)
+        inputs[slots, 0] = torch.tensor(list(tokens.values()), device=self._device)
+        logits, after = self._network(inputs, self._pool)
+        for pool, new in zip(self._pool, after, strict=True):
+            for kept, changed in zip(pool, new, strict=True):
+                kept[slots] = changed[slots]
+        for slot in tokens:
+            self._positions[slot] += 1
+        rows = logits[:, 0].float().cpu().numpy()
+        return {slot: rows[slot] for slot in tokens}
+
+    def _prefill(self, job: Job) -> NDArray[np.float32]:
+        """All tokens of one slot -> logits (n, V), or (1, V) where only the last are needed."""
+        state = [State(*(part[job.slot : job.slot + 1] for part in layer)) for layer in self._pool]
+        every = job.targets is not None or job.logits == "all"
+        rows: list[Tensor] = []
+        tokens = torch.tensor(list(job.tokens), device=self._device)[None]
+        for part in tokens.split(list(_chunks(len(job.tokens))), 1):
+            hidden, state = self._network.hidden(part, state)
+            if every:
+                rows.append(self._network.head(hidden)[0])
+        if not every:
+            rows = [self._network.head(hidden[:, -1:])[0]]
+        self._write(job.slot, state)
+        self._positions[job.slot] += len(job.tokens)
+        return torch.cat(rows).float().cpu().numpy()
+
+    def _write(self, slot: int, layers: list[State]) -> None:
+        for pool, layer in zip(self._pool, layers, strict=True):
+            for kept, new in zip(pool, layer, strict=True):
+                kept[slot] = new[0]
+
+    def reset(self, slot: int) -> None:
+        """Back to before the first position."""
+        self._write(slot, self._empty)
+        self._positions[slot] = 0
+        self._samplers[slot] = SlotSampler.empty(self.vocab_size)
+
+    def copy(self, source: int, targets: Sequence[int]) -> None:
+        """Copy a slot, sampler included, into others."""
+        state = [State(*(part[source : source + 1].clone() for part in layer)) for layer in self._pool]
+        for target in targets:
+            self._write(target, state)
+            self._positions[target] = self._positions[source]
+            self._samplers[target] = self._samplers[source].copy()
+
+    def export(self, slot: int) -> bytes:
+        """The slot's state as bytes."""
+        sampler = self._samplers[slot]
+        facts: dict[str, object] = {
+            "fingerprint": self.fingerprint,
+            "position": self._positions[slot],
+            "automaton_state": sampler.automaton_state,
+        }
+        layers = [part[slot].cpu().numpy() for layer in self._pool for part in layer]
+        return states.pack(facts, [*layers, sampler.counts, sampler.seen])
+
+    def restore(self, slot: int, state: bytes) -> None:
+        """Put an exported state into a slot. StateError leaves the slot as it was."""
+        facts, body = states.unpack(state)
+        if facts.get("fingerprint") != self.fingerprint:
+            raise StateError("the state belongs to another model or runtime")
+        arrays = list(self._arrays(body))
+        counts, seen = arrays.pop(-2), arrays.pop()
+        tensors = iter(torch.from_numpy(array).to(self._device)[None] for array in arrays)
+        layers = [State(*(next(tensors) for _ in layer)) for layer in self._empty]
+        position, automaton_state = facts.get("position"), facts.get("automaton_state")
+        if not isinstance(position, int) or not isinstance(automaton_state, int):
+            raise StateError("the state's head lacks its position")
+        self._write(slot, layers)
+        self._positions[slot] = position
+        self._samplers[slot] = SlotSampler(counts.astype(np.int32), seen.astype(np.bool_), automaton_state)
+
+    def _arrays(self, body: bytes) -> Iterator[NDArray[np.generic]]:
+        shapes = [(part[0].cpu().numpy().dtype, tuple(part.shape[1:])) for layer in self._empty for part in layer]
+        shapes += [(np.dtype(np.int32), (self.vocab_size,)), (np.dtype(np.bool_), (self.vocab_size,))]
+        sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in shapes]
+        if len(body) != sum(sizes):
+            raise StateError(f"the state has {len(body)} bytes of arrays, this model's has {sum(sizes)}")
+        at = 0
+        for (dtype, shape), size in zip(shapes, sizes, strict=True):
+            yield np.frombuffer(body[at : at + size], dtype).reshape(shape).copy()
+            at += size
+
+
+def _chunks(length: int) -> Iterator[int]:
+    """How a prefill is cut: a rule of the length alone."""
+    for size in CHUNKS:
+        while length >= size:
+            yield size
+            length -= size

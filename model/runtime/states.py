@@ -1,0 +1,43 @@
+"""A slot's state as bytes: a fixed head, the model's tensors, the sampler's part, and a hash over all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runtime.base import StateError
+
+MAGIC = b"AFTSTATE"
+FORMAT = 1
+HASH_BYTES = 32
+
+
+def pack(facts: dict[str, object], arrays: Sequence[NDArray[np.generic]]) -> bytes:
+    """Facts as canonical JSON, then the arrays' bytes in order, then sha256 of everything before."""
+    head = json.dumps({"format": FORMAT, **facts}, sort_keys=True, separators=(",", ":")).encode()
+    body = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    content = MAGIC + struct.pack("<I", len(head)) + head + body
+    return content + hashlib.sha256(content).digest()
+
+
+def unpack(state: bytes) -> tuple[dict[str, object], bytes]:
+    """The facts and the arrays' bytes. StateError where the bytes are cut, changed or something else."""
+    start = len(MAGIC) + 4
+    if len(state) < start + HASH_BYTES or not state.startswith(MAGIC):
+        raise StateError("these bytes are no exported state")
+    content, digest = state[:-HASH_BYTES], state[-HASH_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise StateError("the state is damaged: its hash differs")
+    (size,) = struct.unpack_from("<I", content, len(MAGIC))
+    try:
+        facts = json.loads(content[start : start + size])
+    except ValueError as error:
+        raise StateError("the state's head cannot be read") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise StateError(f"the state has another format than {FORMAT}")
+    return facts, content[start + size :]

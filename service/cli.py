@@ -1,0 +1,136 @@
+"""``aft serve | generate | train | eval``. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+Checkpoints = Annotated[
+    Path, typer.Option("--checkpoints", envvar="AFT_CHECKPOINTS", help="Folder of checkpoints, one folder a model.")
+]
+
+
+def fail(message: str) -> typer.Exit:
+    """One line on standard error, and status 1."""
+    typer.echo(f"aft: {message}", err=True)
+    return typer.Exit(1)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model to serve; may be given again. Default: all.")] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder of checkpoints.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="What advances the models: torch.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Streams that a model advances at once.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 0: the processors available.")] = None,
+) -> None:
+    """Serve every checkpoint over HTTP. All other settings: environment AFT_*, see docs/service.md."""
+    from service.server import serve as run
+    from service.settings import Settings
+
+    flags: dict[str, Any] = {
+        "host": host, "port": port, "models": model, "checkpoints": checkpoints,
+        "runtime": runtime, "slots": slots, "threads": threads,
+    }  # fmt: skip
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "",
+    model: Annotated[str, typer.Option(help="Name of the checkpoint.")] = "shakespeare",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.8,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    checkpoints: Checkpoints = Path("checkpoints"),
+) -> None:
+    """Write text to the terminal, in process."""
+    import secrets
+
+    from model.generate import generate as stream
+    from model.runtime.base import JobError
+
+    try:
+        chosen = secrets.randbits(31) if seed is None else seed
+        for part in stream(checkpoints / model, prompt, max_tokens, temperature=temperature, seed=chosen):
+            sys.stdout.write(part)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    except (ValueError, JobError, _checkpoint_error()) as error:
+        raise fail(str(error)) from None
+
+
+def _checkpoint_error() -> type[Exception]:
+    from model.checkpoint import CheckpointError
+
+    return CheckpointError
+
+
+@app.command()
+def train(
+    source: Annotated[Path, typer.Argument(help="A recipe (.toml), or a text file or folder of one's own.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model (own text).")] = None,
+    minutes: Annotated[float, typer.Option(min=0.05, help="About how long to train (own text).")] = 10,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0: its own choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the order of the text (own text).")] = 0,
+    runs: Annotated[Path, typer.Option(help="Where a run keeps its resumable state.")] = Path("runs"),
+    checkpoints: Checkpoints = Path("checkpoints"),
+) -> None:
+    """Train a model; interrupted, the same command goes on where it stopped."""
+    import torch
+
+    from model.data import DataError
+    from model.recipe import RecipeError, read
+    from service.training import own_recipe, run
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        if source.suffix == ".toml":
+            recipe = read(source)
+        elif name is None:
+            raise fail("a text of one's own needs a name for the model: --name NAME")
+        else:
+            recipe = own_recipe(name, source, minutes, seed, runs)
+        run(recipe, runs / recipe.name, checkpoints / recipe.name)
+    except (DataError, RecipeError, ValueError) as error:
+        raise fail(str(error)) from None
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Name of the checkpoint.")],
+    corpus: Annotated[str | None, typer.Option(help="Corpus; default: the one that it was trained on.")] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Characters that an overlapping window scores.")] = 256,
+    depths: Annotated[str, typer.Option(help="Characters of preceding text, by commas.")] = "100,1000,10000,100000",
+    max_chars: Annotated[int | None, typer.Option(help="Score only the first so many of the test split.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw bits per character by position here.")] = None,
+    checkpoints: Checkpoints = Path("checkpoints"),
+) -> None:
+    """Bits per character of the test split: overlapping windows, and by position through the recurrence."""
+    from model.data import DataError
+    from service.evaluation import run
+
+    try:
+        wanted = [int(depth) for depth in depths.split(",") if depth]
+        run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot)
+    except (ValueError, DataError, _checkpoint_error()) as error:
+        raise fail(str(error)) from None
+
+
+def main() -> None:
+    """The ``aft`` script."""
+    app()

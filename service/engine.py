@@ -1,0 +1,212 @@
+"""One thread owns the runtimes. A step is: schedule, run, deliver.
+
+The event loop adds to a queue under the scheduler's lock; the thread talks back with one call into the loop a step,
+whatever the number of streams. A fault of the runtime fails the requests of that step, and the engine goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from model.runtime.base import Done, Job, Runtime, Stop
+from model.tokenizer import Tokenizer
+from service import errors
+from service.metrics import Metrics, position_range
+from service.request import Burst, Generation, Outcome
+from service.scheduler import QueueFullError, Scheduler
+
+log = logging.getLogger("aft.engine")
+
+STALL_SECONDS = 30.0  # a step that takes longer turns /readyz red
+
+
+@dataclass(slots=True)
+class Served:
+    """One model as the engine has it."""
+
+    name: str
+    runtime: Runtime
+    tokenizer: Tokenizer
+    scheduler: Scheduler
+    created: int
+
+
+class Engine:
+    """Advances every generation of every model."""
+
+    def __init__(self, served: list[Served], metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
+        self.served = {model.name: model for model in served}
+        self._metrics, self._loop = metrics, loop
+        self._wake = threading.Event()
+        self._ending = False
+        self._step_began: float | None = None
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        for model in served:
+            self._describe(model)
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        """Queue a generation. ApiError where its model's queue is full. From the event loop."""
+        scheduler = self.served[generation.model].scheduler
+        # counted here and not in the engine's thread: the answer must not wait for a step
+        with scheduler.lock:
+            try:
+                scheduler.add(generation)
+            except QueueFullError:
+                self._metrics.rejections.labels(generation.model, "queue_full").inc()
+                raise errors.queue_full(scheduler.max_queue, self._retry_after(scheduler)) from None
+        self._wake.set()
+
+    def _retry_after(self, scheduler: Scheduler) -> int:
+        """Seconds until a slot should be free, from the measured rate; 1 to 60."""
+        if not scheduler.seconds_per_token:
+            return errors.RETRY_AFTER_SECONDS
+        left = min((g.max_tokens - g.num_generated for g in scheduler.running), default=1)
+        return max(1, min(60, round(left * scheduler.seconds_per_token)))
+
+    def cancel(self, generation: Generation) -> None:
+        """Free what a generation holds, within one burst. From the event loop; harmless when it has ended."""
+        generation.cancelled = True
+        self._wake.set()
+
+    def resume(self) -> None:
+        """A reader has taken something: its generation may go on."""
+        self._wake.set()
+
+    @property
+    def num_active(self) -> int:
+        """Generations that run or wait."""
+        return sum(len(m.scheduler.running) + len(m.scheduler.waiting) for m in self.served.values())
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the thread lives and its steps end."""
+        began = self._step_began
+        return self._thread.is_alive() and (began is None or time.perf_counter() - began < STALL_SECONDS)
+
+    def close(self) -> None:
+        """End the thread after its step."""
+        self._ending = True
+        self._wake.set()
+        self._thread.join()
+
+    def _main(self) -> None:
+        while not self._ending:
+            self._wake.clear()
+            worked = False
+            for model in self.served.values():
+                worked |= self._step(model)
+            if not worked:
+                self._wake.wait(timeout=1.0)  # an unlimited stream's time may pass while its reader sleeps
+
+    def _step(self, model: Served) -> bool:
+        """Schedule, run, deliver. Returns whether there was work."""
+        now = time.perf_counter()
+        with model.scheduler.lock:
+            ended = self._sweep(model, now)
+            work = model.scheduler.schedule(now)
+        results: list[Done] = []
+        if work:
+            self._step_began = now
+            results = self._run(model, work)
+            self._step_began = None
+        self._deliver(model, work, results, ended)
+        return bool(work)
+
+    def _sweep(self, model: Served, now: float) -> list[tuple[Generation, Burst]]:
+        """Remove who was cancelled or has used up its time."""
+        ended = []
+        for generation in [*model.scheduler.running, *model.scheduler.waiting]:
+            late = generation.max_seconds is not None and now - generation.arrived > generation.max_seconds
+            if generation.cancelled or late:
+                model.scheduler.remove(generation)
+                outcome = Outcome.CANCELLED if generation.cancelled else Outcome.LENGTH
+                ended.append((generation, Burst([], outcome)))
+        return ended
+
+    def _run(self, model: Served, work: list[tuple[Generation, Job]]) -> list[Done]:
+        jobs = [job for _, job in work]
+        began = time.perf_counter()
+        try:
+            results = model.runtime.run(jobs)
+        except Exception:  # whatever a runtime raises, the others go on
+            log.exception("model %s: a step failed", model.name)
+            return []
+        seconds = time.perf_counter() - began
+        model.scheduler.observe(jobs, max(len(done.drawn) for done in results), seconds)
+        self._metrics.step_seconds.labels(model.name).observe(seconds)
+        self._metrics.batch_size.labels(model.name).observe(len(jobs))
+        return results
+
+    def _deliver(
+        self,
+        model: Served,
+        work: list[tuple[Generation, Job]],
+        results: list[Done],
+        ended: list[tuple[Generation, Burst]],
+    ) -> None:
+        now = time.perf_counter()
+        bursts = list(ended)
+        with model.scheduler.lock:
+            for i, (generation, job) in enumerate(work):
+                burst = self._advance(generation, job, results[i], model, now) if results else Burst([], Outcome.ERROR)
+                if burst.outcome is not None:
+                    model.scheduler.remove(generation)
+                if burst.tokens or burst.outcome is not None:
+                    generation.pending += 1
+                    bursts.append((generation, burst))
+            self._gauge(model)
+        if bursts and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_deliver_all, bursts)
+
+    def _advance(self, generation: Generation, job: Job, done: Done, model: Served, now: float) -> Burst:
+        """Book what a job did."""
+        if generation.num_computed < len(generation.prompt):
+            generation.num_computed += len(job.tokens)
+            self._metrics.prompt_tokens.labels(model.name).inc(len(job.tokens))
+        if not done.drawn:
+            return Burst([])
+        self._observe(generation, len(done.drawn), now)
+        generation.num_generated += len(done.drawn)
+        generation.last_token = done.drawn[-1]
+        if done.stopped is not None:
+            return Burst(done.drawn, Outcome.STOP if done.stopped is Stop.ACCEPT else Outcome.LENGTH)
+        return Burst(done.drawn, Outcome.LENGTH if generation.num_generated >= generation.max_tokens else None)
+
+    def _observe(self, generation: Generation, count: int, now: float) -> None:
+        model = generation.model
+        self._metrics.generation_tokens.labels(model).inc(count)
+        if generation.first_token is None:
+            generation.first_token = now
+            self._metrics.first_token.labels(model).observe(now - generation.arrived)
+        else:
+            assert generation.last_delivery is not None
+            each = (now - generation.last_delivery) / count
+            position = len(generation.prompt) + generation.num_generated
+            self._metrics.inter_token.observe((model,), each, count)
+            self._metrics.by_position.observe((model, position_range(position)), each, count)
+        generation.last_delivery = now
+
+    def _describe(self, model: Served) -> None:
+        runtime, metrics = model.runtime, self._metrics
+        metrics.slots.labels(model.name).set(runtime.num_slots)
+        metrics.state_bytes.labels(model.name).set(runtime.state_bytes)
+        metrics.memory_bytes.labels(model.name, "weights").set(runtime.weight_bytes)
+        self._gauge(model)
+
+    def _gauge(self, model: Served) -> None:
+        in_use = len(model.scheduler.running)
+        self._metrics.running.labels(model.name).set(in_use)
+        self._metrics.slots_in_use.labels(model.name).set(in_use)
+        self._metrics.waiting.labels(model.name).set(len(model.scheduler.waiting))
+        self._metrics.memory_bytes.labels(model.name, "state_active").set(in_use * model.runtime.state_bytes)
+
+
+def _deliver_all(bursts: list[tuple[Generation, Burst]]) -> None:
+    """On the event loop: one wake-up for a whole step."""
+    for generation, burst in bursts:
+        generation.deliver(burst)

@@ -1,0 +1,101 @@
+"""The table of errors, and the one shape that all of them have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from starlette.responses import Response
+
+RETRY_AFTER_SECONDS = 5  # before there is a measured rate
+
+
+class ApiError(Exception):
+    """An answer that is not a success: ``{"error": {"message", "type", "param", "code"}}``."""
+
+    def __init__(
+        self,
+        status: int,
+        error_type: str,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.code, self.message, self.param = status, error_type, code, message, param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, object]:
+        """The error as JSON has it."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The error as an answer. ASCII JSON: whatever a field was called, the answer can be encoded."""
+        return Response(json.dumps(self.body()), self.status, self.headers, "application/json")
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """400: the request cannot mean anything."""
+    return ApiError(400, "invalid_request_error", "invalid_value", message, param)
+
+
+def model_not_found(name: str, known: list[str]) -> ApiError:
+    """404: no such model here."""
+    message = f"model {clip(name)!r} is not served here; served: {', '.join(known) or 'none'}"
+    return ApiError(404, "invalid_request_error", "model_not_found", message, "model")
+
+
+def not_found() -> ApiError:
+    """404: no such route."""
+    return ApiError(404, "invalid_request_error", "not_found", "no such route; /openapi.json lists them")
+
+
+def method_not_allowed(headers: Mapping[str, str]) -> ApiError:
+    """405: the route has other methods."""
+    message = f"this route takes {headers.get('allow', 'another method')}"
+    return ApiError(405, "invalid_request_error", "method_not_allowed", message, headers=headers)
+
+
+def too_large(limit: int) -> ApiError:
+    """413: the body is over the limit."""
+    message = f"the body is larger than {limit} bytes"
+    return ApiError(413, "invalid_request_error", "request_too_large", message, headers={"Connection": "close"})
+
+
+def _unavailable(error_type: str, code: str, message: str, seconds: int, *, close: bool) -> ApiError:
+    headers = {"Retry-After": str(seconds), "retry-after-ms": str(seconds * 1000)}
+    if close:  # a kept connection would bring the retry back to a process that is about to end
+        headers["Connection"] = "close"
+    return ApiError(503, error_type, code, message, headers=headers)
+
+
+def queue_full(limit: int, seconds: int) -> ApiError:
+    """503: no slot and no place to wait."""
+    return _unavailable(
+        "overloaded_error", "queue_full", f"all {limit} places in the queue are taken", seconds, close=False
+    )
+
+
+def shutting_down() -> ApiError:
+    """503: the process drains."""
+    message = "the server is shutting down"
+    return _unavailable("unavailable_error", "shutting_down", message, RETRY_AFTER_SECONDS, close=True)
+
+
+def model_loading() -> ApiError:
+    """503: the models are not there yet."""
+    message = "the models are being loaded"
+    return _unavailable("unavailable_error", "model_loading", message, RETRY_AFTER_SECONDS, close=True)
+
+
+def internal() -> ApiError:
+    """500: a fault of ours; the engine goes on serving others."""
+    message = "the engine failed at this request; others go on"
+    return ApiError(500, "server_error", "internal_error", message)
+
+
+def clip(text: str, limit: int = 64) -> str:
+    """Input that an error repeats, bounded and encodable."""
+    safe = text.encode("utf-8", "replace").decode()
+    return safe if len(safe) <= limit else safe[:limit] + "…"

@@ -1,0 +1,94 @@
+"""``aft eval``: the table, the JSON, the plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from model import data
+from model.batches import encode
+from model.checkpoint import Checkpoint
+from model.evaluate import Depth, by_depth, compare, windows
+from model.tokenizer import Bytes
+from model.weights import load
+
+
+def run(
+    folder: Path,
+    corpus: str | None,
+    stride: int,
+    depths: list[int],
+    max_chars: int | None,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Evaluate a checkpoint on the test split of a corpus."""
+    checkpoint = Checkpoint(folder)
+    network = load(checkpoint).requires_grad_(False)
+    recipe = checkpoint.config.training.get("recipe", {})
+    source, length = corpus or recipe.get("corpus"), int(recipe.get("length", 512))
+    if not source:
+        raise ValueError("the checkpoint does not say what it was trained on: name a corpus with --corpus")
+    text = data.load(source)
+    if isinstance(checkpoint.tokenizer, Bytes) and isinstance(text, str):
+        text = text.encode()
+    parts = data.split(text)
+    before = encode(text[: len(text) - len(parts.test)], checkpoint.tokenizer)
+    test = encode(parts.test[:max_chars] if max_chars else parts.test, checkpoint.tokenizer)
+    ids, start = np.concatenate([before, test]), len(before)
+    # bits per character, also where some characters are several byte tokens
+    scale = len(test) / len(parts.test[:max_chars] if max_chars else parts.test)
+    overlapping = windows(network, ids, start, length, stride)
+    rows = [compare(depth, by_depth(network, ids, start, depth), overlapping) for depth in depths if depth <= start]
+    result = {
+        "model": checkpoint.name,
+        "corpus": source,
+        "characters": len(test),
+        "window": length,
+        "stride": stride,
+        "bits_per_character": float(overlapping.mean()) * scale,
+        "by_depth": [row._asdict() for row in rows],
+    }
+    _print(result, rows)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    if plot:
+        _plot(result, rows, plot)
+
+
+def _print(result: dict[str, Any], rows: list[Depth]) -> None:
+    table = Table(
+        title=f"{result['model']}: bits per character of {result['characters']:,} characters of the test split"
+    )
+    for column in ("preceding characters", "bits", "minus overlapping windows", "standard error"):
+        table.add_column(column, justify="right")
+    context = f"{result['window'] - result['stride']}-{result['window']}, restarted"
+    table.add_row(context, f"{result['bits_per_character']:.4f}", "", "")
+    for row in rows:
+        table.add_row(f"{row.depth:,}", f"{row.bits:.4f}", f"{row.difference:+.4f}", f"{row.standard_error:.4f}")
+    Console().print(table)
+
+
+def _plot(result: dict[str, Any], rows: list[Depth], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    depths = [row.depth for row in rows]
+    axes.errorbar(
+        depths, [row.difference for row in rows], [2 * row.standard_error for row in rows], marker="o", capsize=3
+    )
+    axes.axhline(0, color="gray", linewidth=1)
+    axes.axhspan(-0.01, 0.01, alpha=0.15)
+    label = f"bits per character minus overlapping windows\n({result['bits_per_character']:.3f})"
+    axes.set(xscale="log", xlabel="characters of preceding text, never restarted", ylabel=label, ylim=(-0.05, 0.05))
+    axes.set_title(f"{result['model']}: the same {result['characters']:,} characters at any depth")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,76 @@
+"""What a generation is: what was asked, how far it has come, and the channel to who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from model.automaton import Automaton
+from model.sampling import SamplingParams
+
+MAX_PENDING = 8  # bursts that a reader may lag behind before its generation pauses
+
+
+class Outcome(StrEnum):
+    """How a request ended; the label of ``aft_requests_total``."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What one engine step gave to one generation: tokens, and the outcome if it was the last."""
+
+    tokens: list[int]
+    outcome: Outcome | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Generation:
+    """One stream. The engine's thread writes its progress; the event loop reads bursts from its channel."""
+
+    id: str
+    model: str
+    prompt: list[int]  # begins with the begin symbol
+    params: SamplingParams
+    max_tokens: int  # to generate
+    automaton: Automaton
+    max_seconds: float | None = None  # of an unlimited stream
+    slot: int | None = None
+    num_computed: int = 0  # of the prompt, by the runtime
+    num_generated: int = 0
+    last_token: int | None = None  # drawn, not yet consumed
+    cancelled: bool = False
+    arrived: float = field(default_factory=time.perf_counter)
+    admitted: float | None = None
+    first_token: float | None = None
+    last_delivery: float | None = None
+    pending: int = 0  # bursts that the reader has not taken
+    _channel: asyncio.Queue[Burst] = field(default_factory=asyncio.Queue)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Without the begin symbol."""
+        return len(self.prompt) - 1
+
+    @property
+    def paused(self) -> bool:
+        """The reader lags: generating more would only fill memory."""
+        return self.pending >= MAX_PENDING
+
+    def deliver(self, burst: Burst) -> None:
+        """Put a burst into the channel; on the event loop."""
+        self._channel.put_nowait(burst)
+
+    async def next(self) -> Burst:
+        """The next burst; on the event loop."""
+        burst = await self._channel.get()
+        self.pending -= 1
+        return burst

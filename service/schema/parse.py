@@ -1,0 +1,69 @@
+"""Bodies: from bytes to a schema, strictly, or a 400 that names the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import ApiError, clip, invalid, too_large
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, checked before it is parsed. ApiError for another media type, an encoding, or too many bytes."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise invalid(f"content-type must be application/json, it is {clip(media)!r}")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "invalid_request_error", "invalid_value", "the body must have no content-encoding")
+    if (
+        request.headers.get("content-length", "0").isdecimal()
+        and int(request.headers.get("content-length", "0")) > limit
+    ):
+        raise too_large(limit)
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise too_large(limit)
+    except ClientDisconnect:
+        raise invalid("the client left before the body was complete") from None
+    return bytes(body)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise invalid(f"field {clip(twice)!r} is given twice", clip(twice))
+    return fields
+
+
+def _no_constant(name: str) -> Any:
+    raise invalid(f"{name} is no JSON number")
+
+
+def parse(body: bytes, schema: type[Schema]) -> Schema:
+    """A body as the schema has it. ApiError says which field and why, and never repeats the value."""
+    try:
+        fields = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise invalid("the body is nested too deeply") from None
+    except ValueError as error:  # also bytes that are not UTF-8, and integers of thousands of digits
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8, or a number is too long"
+        raise invalid(f"the body is no JSON: {reason}") from None
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        # pydantic's words for a member of a union end in the member's name: the field is enough
+        field = clip(str(first["loc"][0])) if first["loc"] else None
+        reason = "unknown field" if first["type"] == "extra_forbidden" else clip(first["msg"], 200)
+        raise invalid(f"{clip(place)}: {reason}" if place else reason, field) from None

@@ -1,0 +1,102 @@
+"""The process: signals, drain, exit status. uvicorn's own handling would close the port first and exit with 143.
+
+First SIGTERM or SIGINT: new work is refused, running streams finish; at the deadline they end with an error event.
+Second: the end, at once. Both exit with 0; a failed load exits with 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings
+from service.state import Service
+
+log = logging.getLogger("aft")
+POLL_SECONDS = 0.05
+LAST_WORDS_SECONDS = 2.0  # for the final events after the deadline
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our signals."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = create_app(settings, on_failure=self._load_failed)
+        config = uvicorn.Config(
+            self.app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=settings.keep_alive_seconds,
+            timeout_graceful_shutdown=1,
+            lifespan="on",
+        )
+        super().__init__(config)
+        self.exit_status = 0
+        self._drain: asyncio.Task[None] | None = None
+
+    @property
+    def service(self) -> Service:
+        """The application's state."""
+        service: Service = self.app.state.service
+        return service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Own the signals while serving."""
+        loop = asyncio.get_running_loop()
+        caught = (signal.SIGTERM, signal.SIGINT)
+        for number in caught:
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self._drain is None:
+            log.info("draining: new work is refused; a second signal ends at once")
+            self.service.draining = True
+            self._drain = asyncio.get_running_loop().create_task(self._finish())
+        else:
+            self.service.cut_off.set()
+            self.should_exit = self.force_exit = True
+
+    async def _finish(self) -> None:
+        """Wait for the running streams, then let uvicorn end."""
+        loop, service = asyncio.get_running_loop(), self.service
+        deadline = loop.time() + service.settings.drain_seconds
+        while self._busy() and loop.time() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        service.cut_off.set()
+        deadline = loop.time() + LAST_WORDS_SECONDS
+        while self._busy() and loop.time() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        self.should_exit = True
+
+    def _busy(self) -> bool:
+        # uvicorn's tasks are the requests that it is still answering
+        engine = self.service.engine
+        return bool(self.server_state.tasks) or (engine is not None and engine.num_active > 0)
+
+    def _load_failed(self, _: Exception) -> None:
+        self.exit_status = 1
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; returns the process's exit status."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    server = Server(settings)
+    asyncio.run(server.serve())
+    return server.exit_status if server.started else 1

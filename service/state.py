@@ -1,0 +1,39 @@
+"""What a running service is: its engine once loaded, and whether it drains."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from service import errors
+from service.engine import Engine, Served
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(slots=True)
+class Service:
+    """Shared by all routes; made by ``create_app``."""
+
+    settings: Settings
+    metrics: Metrics
+    started: float = field(default_factory=time.perf_counter)
+    engine: Engine | None = None
+    draining: bool = False
+    cut_off: asyncio.Event = field(default_factory=asyncio.Event)  # the drain's deadline has passed
+
+    def ready(self) -> Engine:
+        """The engine, or the error that says why there is none for a new request."""
+        if self.draining:
+            raise errors.shutting_down()
+        if self.engine is None:
+            raise errors.model_loading()
+        return self.engine
+
+    def model(self, name: str) -> Served:
+        """A served model, or 404."""
+        engine = self.ready()
+        if name not in engine.served:
+            raise errors.model_not_found(name, sorted(engine.served))
+        return engine.served[name]

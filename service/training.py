@@ -1,0 +1,56 @@
+"""``aft train`` at a terminal: what was chosen, a progress bar, where the checkpoint is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model import curve
+from model.recipe import Recipe
+from model.runs import fit_minutes
+from model.runs import train as run_recipe
+from model.train import Trainer
+
+KEPT = "recipe.json"
+
+
+def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -> Recipe:
+    """The recipe for a text of one's own: the one that an interrupted run chose, or one that fits the minutes."""
+    kept = runs / name / KEPT
+    if kept.exists():
+        recipe = Recipe.model_validate_json(kept.read_bytes())
+        if recipe.corpus == str(source):
+            return recipe
+        raise ValueError(f"{kept.parent} holds a run on {recipe.corpus}; remove it or choose another name")
+    recipe = fit_minutes(name, str(source), minutes, seed)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+    return recipe
+
+
+def run(recipe: Recipe, folder: Path, target: Path) -> None:
+    """Train with a progress bar; the bar belongs to the first process."""
+    quiet = os.environ.get("RANK", "0") != "0"
+    console = Console(quiet=quiet, stderr=True)
+    chosen = ", ".join(f"{key} {value}" for key, value in recipe.model.items()) or "as the preset"
+    size = f"{recipe.steps} steps of {recipe.batch} x {recipe.length} characters"
+    console.print(f"{recipe.name}: preset {recipe.preset} ({chosen}), {size}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("training", total=recipe.steps)
+
+        def after_step(trainer: Trainer, loss: float) -> None:
+            rate = recipe.batch * recipe.length * trainer.steps_done / trainer.seconds
+            text = f"{loss:.3f} bits per character, {rate:,.0f} characters/s"
+            progress.update(task, completed=trainer.steps_done, description=text)
+
+        def report(row: curve.Row) -> None:
+            bits = f"training {row['train_bpc']:.3f}, validation {row['validation_bpc']:.3f} bits per character"
+            console.print(f"step {row['step']:.0f}: {bits}")
+
+        run_recipe(recipe, folder, target, report, after_step)
+    console.print(f"{target}: serve it with `aft serve`, or write with `aft generate --model {recipe.name}`")

@@ -1,0 +1,339 @@
+"""Training learns, resumes exactly after being killed at any moment, and does not depend on the number of processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from model import curve, runs
+from model.checkpoint import Checkpoint
+from model.recipe import Recipe
+from model.train import Trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """12,000 characters that a small model learns at once."""
+    path = tmp_path / "corpus.txt"
+    path.write_text("".join(f"line {i % 10} of the song,\nand {i % 7} more.\n\n" for i in range(400)))
+    return path
+
+
+def make_recipe(corpus: Path, **changes: Any) -> Recipe:
+    """A run of seconds; dropout is on, because it is random too."""
+    fields: dict[str, Any] = {
+        "name": "small", "corpus": str(corpus), "preset": "tiny", "model": {"dropout": 0.1}, "length": 32, "batch": 8,
+        "accumulate": 2, "steps": 12, "warmup_steps": 4, "eval_every": 6, "eval_chars": 256, "save_every": 5,
+        "precision": "float32",
+    }  # fmt: skip
+    return Recipe(**{**fields, **changes})
+
+
+def make_trainer(recipe: Recipe, folder: Path) -> Trainer:
+    """The trainer alone."""
+    return runs.make_trainer(recipe, folder)[0]
+
+
+def nothing(row: curve.Row) -> None:
+    """A report that is thrown away."""
+
+
+def assert_same(a: Trainer, b: Trainer) -> None:
+    """Weights, moments, step and curve are equal to the bit; times are not."""
+    assert a.steps_done == b.steps_done
+    ours, theirs = dict(a._named()), dict(b._named())
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    for key in ("step", "chars", "train_bpc", "validation_bpc", "num_scanned"):
+        assert [row[key] for row in a.rows] == [row[key] for row in b.rows], key
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_loss_falls(corpus: Path, tmp_path: Path, optimizer: str) -> None:
+    """From log2 of the vocabulary to half of what single characters carry, within 100 steps, on unseen text."""
+    text = corpus.read_text()
+    shares = [text.count(c) / len(text) for c in set(text)]
+    entropy = -sum(p * math.log2(p) for p in shares)
+    recipe = make_recipe(corpus, steps=100, eval_every=100, save_every=100, model={}, optimizer=optimizer)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    first = trainer.step()
+    assert 7.5 < first < 9.0  # about 285 ids, all equally likely: 8.2 bits
+    trainer.run(nothing)
+    assert trainer.rows[-1]["validation_bpc"] < entropy / 2
+    assert trainer.evaluate() == trainer.rows[-1]["validation_bpc"]
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "precision": "bf16", "model": {"tied_head": True}}])
+def test_resume_is_exact(corpus: Path, tmp_path: Path, stop: int, changes: dict[str, Any]) -> None:
+    """A run that ends before, at or after a save goes on to the same bits as one that was never stopped."""
+    recipe = make_recipe(corpus, **changes)
+    whole = make_trainer(recipe, tmp_path / "whole")
+    whole.run(nothing)
+    begun = make_trainer(recipe, tmp_path / "run")
+
+    class StoppedError(Exception):
+        pass
+
+    def after_step(trainer: Trainer, loss: float) -> None:
+        if trainer.steps_done == stop:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        begun.run(nothing, after_step)
+    resumed = make_trainer(recipe, tmp_path / "run")
+    assert resumed.steps_done == (5 if stop > 5 else 0)
+    resumed.run(nothing)
+    assert_same(resumed, whole)
+
+
+def test_state_file_is_the_whole_state(corpus: Path, tmp_path: Path) -> None:
+    """Save then resume gives every tensor and fact back, a half-filled average included."""
+    recipe = make_recipe(corpus)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    for _ in range(3):
+        trainer.step()
+    trainer.save()
+    resumed = make_trainer(recipe, tmp_path / "run")
+    assert_same(resumed, trainer)
+    assert (resumed.seconds, resumed._recent, resumed._scanned) == (trainer.seconds, trainer._recent, 0)
+    assert not list((tmp_path / "run").glob("*.partial"))
+    assert len(list(trainer._named())) > len(list(trainer.network.state_dict()))  # moments are there
+    assert trainer.step() == resumed.step()
+
+
+SCRIPT = """
+import json, pathlib, sys
+import torch
+from model import runs
+from model.recipe import Recipe
+torch.set_num_threads(1)
+folder, target, stop = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[4])
+recipe = Recipe.model_validate_json(sys.argv[3])
+losses = []
+def after_step(trainer, loss):
+    losses.append(loss)
+    if trainer.steps_done == stop:
+        print("reached", flush=True)
+        import time
+        time.sleep(60)
+runs.train(recipe, folder, target, lambda row: None, after_step)
+if "RANK" not in __import__("os").environ or __import__("os").environ["RANK"] == "0":
+    (folder / "losses.json").write_text(json.dumps(losses))
+"""
+
+
+def command(tmp_path: Path, recipe: Recipe, name: str, stop: int = 0) -> list[str]:
+    """The arguments after the interpreter of a run in a process of its own."""
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    return [str(script), str(tmp_path / name), str(tmp_path / "out" / name), recipe.model_dump_json(), str(stop)]
+
+
+def environment() -> dict[str, str]:
+    """One thread a process, and the project importable."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_resume_after_kill(corpus: Path, tmp_path: Path) -> None:
+    """kill -9 of a real process, between two saves and again at another place: the final weights are the same bits."""
+    recipe = make_recipe(corpus)
+    subprocess.run([sys.executable, *command(tmp_path, recipe, "whole")], env=environment(), check=True, timeout=120)
+    for stop in (7, 11):  # saves are at 5, 10 and 12
+        with subprocess.Popen(
+            [sys.executable, *command(tmp_path, recipe, "killed", stop)], env=environment(), stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"reached\n"
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(30) == -signal.SIGKILL
+    (tmp_path / "killed" / "state.safetensors.partial").write_bytes(b"what a kill in the middle of a save leaves")
+    subprocess.run([sys.executable, *command(tmp_path, recipe, "killed")], env=environment(), check=True, timeout=120)
+    losses = {name: json.loads((tmp_path / name / "losses.json").read_text()) for name in ("whole", "killed")}
+    assert len(losses["whole"]) == 12
+    assert losses["killed"] == losses["whole"][10:]  # it went on from the save at step 10
+    whole, killed = (safetensors.torch.load_file(tmp_path / name / "state.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    weights = [(tmp_path / "out" / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_kill_inside_a_save(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that dies before its rename leaves the state of the save before."""
+    recipe = make_recipe(corpus)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    trainer.step()
+    trainer.save()
+    trainer.step()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save()
+    monkeypatch.undo()
+    resumed = make_trainer(recipe, tmp_path / "run")
+    assert resumed.steps_done == 1
+
+
+def test_two_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
+    """torchrun with two gloo processes: the losses of one process with the same batch in two parts."""
+    recipe = make_recipe(corpus)
+    alone = [sys.executable, *command(tmp_path, recipe, "one")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    pair = [*torchrun, "--master-port", str(20_000 + os.getpid() % 10_000), *command(tmp_path, recipe, "two")]
+    subprocess.run(alone, env=environment(), check=True, timeout=120)
+    done = subprocess.run(pair, env=environment(), check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two"))
+    assert len(one) == 12
+    assert two == pytest.approx(one, rel=0, abs=1e-4)
+    assert (tmp_path / "out" / "two" / "config.json").exists()
+
+
+def test_another_recipe_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """A folder that another recipe trained in is not continued by mistake."""
+    trainer = make_trainer(make_recipe(corpus), tmp_path / "run")
+    trainer.step()
+    trainer.save()
+    with pytest.raises(ValueError, match="a run with another recipe stands here"):
+        make_trainer(make_recipe(corpus, seed=1), tmp_path / "run")
+
+
+def test_batch_that_cannot_be_shared_is_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts must divide the batch and be a multiple of the processes."""
+    with pytest.raises(ValueError, match="batch 8, accumulate 3, 1 processes"):
+        make_trainer(make_recipe(corpus, accumulate=3), tmp_path / "run")
+    recipe = make_recipe(corpus, accumulate=1)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="batch 8, accumulate 1, 2 processes"):
+        Trainer(trainer.network, trainer.windows, trainer.validation, recipe, tmp_path / "run")
+
+
+def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:
+    """Without dropout a batch in four parts has the loss and the first moments of the batch at once."""
+    recipes = [make_recipe(corpus, accumulate=parts, model={}, optimizer="adamw") for parts in (1, 4)]
+    one, four = (make_trainer(recipe, tmp_path / "run") for recipe in recipes)
+    assert one.step() == pytest.approx(four.step(), rel=0, abs=1e-6)
+    theirs = dict(four._named())
+    moments = {name: tensor for name, tensor in one._named() if name.endswith("exp_avg")}
+    assert len(moments) == len(list(one.network.parameters()))
+    for name, tensor in moments.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-8)
+
+
+def test_optimizers_take_each_parameter_once(corpus: Path, tmp_path: Path) -> None:
+    """Muon has the matrices of the blocks; tables, decays, norms, embedding and head have AdamW without weight decay."""
+    trainer = make_trainer(make_recipe(corpus), tmp_path / "run")
+    names = {id(p): name for name, p in trainer.network.named_parameters()}
+    adamw, muon = (
+        [names[id(p)] for group in optimizer.param_groups for p in group["params"]] for optimizer in trainer.optimizers
+    )
+    assert sorted(adamw + muon) == sorted(names.values())
+    assert {name.split(".", 2)[2] for name in muon} == {
+        "aft.q.weight", "aft.k.weight", "aft.v.weight", "aft.o.weight", "mlp.up.weight", "mlp.down.weight",
+    }  # fmt: skip
+    assert all(group["weight_decay"] == 0 for group in trainer.optimizers[0].param_groups)
+    assert trainer.optimizers[1].param_groups[0]["weight_decay"] == 0.1
+
+
+def test_rate_follows_the_recipe(corpus: Path, tmp_path: Path) -> None:
+    """Each step sets the rate of its own number, also right after a resume."""
+    recipe = make_recipe(corpus)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    for number in range(3):
+        trainer.step()
+        assert trainer.optimizers[0].param_groups[0]["lr"] == recipe.adamw_rate * recipe.rate(number)
+        assert trainer.optimizers[1].param_groups[0]["lr"] == recipe.muon_rate * recipe.rate(number)
+    trainer.save()
+    resumed = make_trainer(recipe, tmp_path / "run")
+    resumed.step()
+    assert resumed.optimizers[1].param_groups[0]["lr"] == recipe.muon_rate * recipe.rate(3)
+    assert resumed.optimizers[1].param_groups[0]["peak"] == recipe.muon_rate
+
+
+def test_evaluation_is_plain_cross_entropy(corpus: Path, tmp_path: Path) -> None:
+    """Bits per character of whole windows side by side, without dropout and without gradients."""
+    recipe = make_recipe(corpus)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    ids = torch.from_numpy(trainer.validation).long()
+    assert len(ids) == 257
+    bits = []
+    for start in range(0, 256, 32):
+        logits, _ = trainer.network.eval()(ids[None, start : start + 32])
+        log2 = logits[0].double().log_softmax(-1) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+        bits += [-float(log2[i, ids[start + i + 1]].detach()) for i in range(32)]
+    assert trainer.evaluate() == pytest.approx(sum(bits) / 256, abs=1e-5)
+
+
+def test_train_writes_a_checkpoint_and_its_curve(corpus: Path, tmp_path: Path) -> None:
+    """The folder has the weights, the facts of the run, and the curve as CSV and PNG; reports come at each evaluation."""
+    recipe = make_recipe(corpus)
+    reports: list[curve.Row] = []
+    runs.train(recipe, tmp_path / "run", tmp_path / "out" / "small", reports.append)
+    target = tmp_path / "out" / "small"
+    facts = Checkpoint(target).config.training
+    assert facts["recipe"] == recipe.model_dump(mode="json")
+    assert facts["chars"] == 12 * 8 * 32
+    assert facts["validation_bpc"] == round(reports[-1]["validation_bpc"], 4)
+    with (target / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["6", "12"]
+    assert [row["chars"] for row in rows] == ["1536", "3072"]
+    for row, report in zip(rows, reports, strict=True):
+        for key in curve.FIELDS:
+            assert float(row[key]) == pytest.approx(report[key], rel=1e-5)
+    assert (target / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (tmp_path / "run" / "curve.csv").read_bytes() == (target / "curve.csv").read_bytes()
+
+
+def test_tokenizer_choice(tmp_path: Path) -> None:
+    """Characters for text, bytes for what is no UTF-8 or on request; characters of no text are refused."""
+    assert runs.choose_tokenizer("text", "auto").vocab_size > 258
+    assert runs.choose_tokenizer("text", "bytes").vocab_size == 258
+    assert runs.choose_tokenizer(b"\xff", "auto").vocab_size == 258
+    with pytest.raises(ValueError, match="not UTF-8"):
+        runs.choose_tokenizer(b"\xff", "characters")
+    path = tmp_path / "short.txt"
+    path.write_text("too short to split")
+    with pytest.raises(ValueError, match="too few to set 5 % aside"):
+        make_trainer(make_recipe(path), tmp_path / "run")
+
+
+@pytest.mark.parametrize("raw", ["é€ and more. " * 200, b"\xff\x00\xfe" * 900])
+def test_bytes_corpora_train(tmp_path: Path, raw: str | bytes) -> None:
+    """A byte model trains on text and on what is no text."""
+    path = tmp_path / "corpus.bin"
+    path.write_bytes(raw.encode() if isinstance(raw, str) else raw)
+    trainer = make_trainer(make_recipe(path, tokenizer="bytes"), tmp_path / "run")
+    assert trainer.network.config.vocab_size == 258
+    losses = [trainer.step() for _ in range(6)]
+    assert losses[-1] < losses[0]
+
+
+def test_fit_minutes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of steps fills seven eighths of the minutes, by the time of three steps."""
+    clock = iter([100.0, 106.0])  # three steps took six seconds
+    monkeypatch.setattr(Trainer, "step", lambda self: 0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    recipe = runs.fit_minutes("mine", str(corpus), minutes=10, seed=3)
+    assert recipe.steps == int(600 * 0.875 / 2)
+    assert (recipe.seed, recipe.eval_every, recipe.save_every, recipe.warmup_steps) == (3, 26, 26, 26)
