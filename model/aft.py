@@ -12,12 +12,13 @@ Glossary: B sequences, T positions, D channels, H heads, C = D / H channels of a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from model.bias import make_bias
 from model.config import ModelConfig
 from model.parallel import mix
-from model.recurrent import State, coefficients, init_state, step
+from model.recurrent import Coefficients, State, coefficients, init_state, step
 
 
 class AFT(nn.Module):
@@ -31,6 +32,7 @@ class AFT(nn.Module):
         self.v = nn.Linear(config.dim, config.dim, bias=False)
         self.o = nn.Linear(config.dim, config.dim, bias=False)
         self.bias = make_bias(config)
+        self._frozen: Coefficients | None = None
         self.num_scanned = 0  # sequences of the last call that the fast form handed to the exact scan
 
     def init_state(self, batch: int) -> State:
@@ -38,12 +40,18 @@ class AFT(nn.Module):
         channels = self.v.out_features // self.heads
         return init_state(batch, self.heads, channels, self.key_channels, self.bias.window, self.v.weight.device)
 
+    def freeze(self) -> None:
+        """Compute once what a step needs of the bias; the parameters must not change afterwards."""
+        if not self.bias.per_position:
+            self._frozen = coefficients(self.bias, torch.zeros(1, dtype=torch.int64, device=self.v.weight.device))
+
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """x (B, T, D) -> y (B, T, D). A state in, the state after x out; none in, none out (training)."""
         k = self.k(x).unflatten(2, (self.heads, self.key_channels)).float()
         v = self.v(x).unflatten(2, (self.heads, -1))
         if state is not None and x.shape[1] == 1:
-            y, state = step(k[:, 0], v[:, 0].float(), state, coefficients(self.bias, state.position))
+            known = self._frozen or coefficients(self.bias, state.position)
+            y, state = step(k[:, 0], v[:, 0].float(), state, known)
             y = y[:, None].to(v.dtype)
         else:
             mixed = mix(k, v, self.bias, state, keep_state=state is not None)

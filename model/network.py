@@ -77,6 +77,13 @@ class Network(nn.Module):
         """One state a layer, for ``batch`` sequences before their first position."""
         return [block.aft.init_state(batch) for block in self._blocks]
 
+    def freeze(self) -> Network:
+        """Ready for inference where it is: no gradients, the biases folded into what a step needs."""
+        self.eval().requires_grad_(False)
+        for block in self._blocks:
+            block.aft.freeze()
+        return self
+
     def forward(self, tokens: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Tokens (B, T) int64 -> logits (B, T, vocabulary), and the states after them (empty in training)."""
         hidden, states = self.hidden(tokens, states)

@@ -83,10 +83,12 @@ def step(k: Tensor, v: Tensor, state: State, c: Coefficients) -> tuple[Tensor, S
     frame, scale = reframe(peak, state.frame)
     e = torch.exp2(key - frame)
     ev = e * v
-    wide = scale[:, :, None]
-    # the frame changes first, then the newest key enters and the oldest leaves
-    ring_e = torch.cat([state.ring_e * wide, e[:, :, None]], 2)
-    ring_ev = torch.cat([state.ring_ev * wide, ev[:, :, None]], 2)
+    old_e, old_ev = state.ring_e, state.ring_ev
+    if bool((scale != 1).any()):  # seldom: ordinary keys keep their frame
+        old_e, old_ev = old_e * scale[:, :, None], old_ev * scale[:, :, None]
+    # the newest key enters and the oldest leaves
+    ring_e = torch.cat([old_e, e[:, :, None]], 2)
+    ring_ev = torch.cat([old_ev, ev[:, :, None]], 2)
     den = state.den * scale * c.shrink + ring_e[:, :, 0] * c.leave
     num = state.num * scale * c.shrink + ring_ev[:, :, 0] * c.leave
     ring_e, ring_ev = ring_e[:, :, 1:], ring_ev[:, :, 1:]

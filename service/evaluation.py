@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Evaluate a checkpoint on the test split of a corpus."""
     checkpoint = Checkpoint(folder)
-    network = load(checkpoint).requires_grad_(False)
+    network = load(checkpoint).freeze()
     recipe = checkpoint.config.training.get("recipe", {})
     source, length = corpus or recipe.get("corpus"), int(recipe.get("length", 512))
     if not source:

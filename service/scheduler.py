@@ -7,6 +7,7 @@ under its lock.
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections import deque
 
@@ -32,7 +33,7 @@ class Scheduler:
         self.lock = threading.Lock()  # held to change what follows, never while the runtime runs
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
-        self.free = list(reversed(range(runtime.num_slots)))
+        self.free = list(range(runtime.num_slots))  # a heap: the lowest slots first, so that few tiles are in use
         self.seconds_per_token = 0.0  # of a step of the whole batch, smoothed
 
     def add(self, generation: Generation) -> None:
@@ -45,7 +46,7 @@ class Scheduler:
         """Give free slots to those who wait longest."""
         while self.waiting and self.free:
             generation = self.waiting.popleft()
-            generation.slot = self.free.pop()
+            generation.slot = heapq.heappop(self.free)
             generation.admitted = now
             self.runtime.reset(generation.slot)
             self.running.append(generation)
@@ -54,7 +55,7 @@ class Scheduler:
         """Take a generation out, wherever it is; its slot is free."""
         if generation.slot is not None:
             self.running.remove(generation)
-            self.free.append(generation.slot)
+            heapq.heappush(self.free, generation.slot)
             generation.slot = None
         elif generation in self.waiting:
             self.waiting.remove(generation)

@@ -69,7 +69,7 @@ def test_loss_falls(corpus: Path, tmp_path: Path, optimizer: str) -> None:
     text = corpus.read_text()
     shares = [text.count(c) / len(text) for c in set(text)]
     entropy = -sum(p * math.log2(p) for p in shares)
-    recipe = make_recipe(corpus, steps=100, eval_every=100, save_every=100, model={}, optimizer=optimizer)
+    recipe = make_recipe(corpus, steps=100, eval_every=100, model={}, optimizer=optimizer)
     trainer = make_trainer(recipe, tmp_path / "run")
     first = trainer.step()
     assert 7.5 < first < 9.0  # about 285 ids, all equally likely: 8.2 bits
@@ -100,6 +100,13 @@ def test_resume_is_exact(corpus: Path, tmp_path: Path, stop: int, changes: dict[
     assert resumed.steps_done == (5 if stop > 5 else 0)
     resumed.run(nothing)
     assert_same(resumed, whole)
+
+
+def test_first_evaluation_before_the_first_save(corpus: Path, tmp_path: Path) -> None:
+    """The curve is written in a folder that no save has made yet."""
+    trainer = make_trainer(make_recipe(corpus, steps=2, eval_every=1, save_every=2), tmp_path / "new" / "run")
+    trainer.run(nothing)
+    assert (tmp_path / "new" / "run" / "curve.csv").read_text().count("\n") == 3
 
 
 def test_state_file_is_the_whole_state(corpus: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The torch runtime: any device that torch has, exact to a tolerance.
 
-Shapes never depend on company, so that a request's numbers do not either: a decode step always runs the whole slot
-array, a prefill always one slot in chunks of fixed sizes.
+Shapes never depend on company, so that a request's numbers do not either: a decode step always runs a whole tile of
+slots, whoever holds them, and a prefill always one slot in chunks of fixed sizes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from model.runtime.sampler import SlotSampler
 from model.sampling import log_softmax
 from model.weights import load
 
+TILE = 16  # slots of one decode step: one stream does not pay for all slots, many share the calls into torch
 CHUNKS = (512, 64, 8, 1)  # positions of a prefill call, the largest that fits first
 
 
@@ -32,12 +33,13 @@ class EagerRuntime:
 
     def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu") -> None:
         """CheckpointError where the weights do not fit the config."""
-        self._network = load(checkpoint).to(device).requires_grad_(False)
+        self._network = load(checkpoint).to(device).freeze()
         config = checkpoint.config.model
         self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
         self.fingerprint = f"{checkpoint.fingerprint}-torch"
         self._device = torch.device(device)
-        self._pool = self._network.init_state(num_slots)
+        self._tile = min(TILE, num_slots)
+        self._tiles = [self._network.init_state(self._tile) for _ in range(-(-num_slots // self._tile))]
         self._empty = self._network.init_state(1)
         self._positions = [0] * num_slots
         self._samplers = [SlotSampler.empty(self.vocab_size) for _ in range(num_slots)]
@@ -48,7 +50,7 @@ class EagerRuntime:
         """Positions consumed."""
         return self._positions[slot]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, jobs: Sequence[Job]) -> list[Done]:
         """The contract of ``Runtime.run``."""
         check_jobs(jobs, self)
@@ -89,22 +91,29 @@ class EagerRuntime:
                 last = self._step(drawn)
 
     def _step(self, tokens: dict[int, int]) -> dict[int, NDArray[np.float32]]:
-        """One position of the given slots; the whole array is computed, the others' states stay."""
-        slots = torch.tensor(list(tokens), device=self._device)
-        inputs = torch.zeros(self.num_slots, 1, dtype=torch.int64, device=self._device)
-        inputs[slots, 0] = torch.tensor(list(tokens.values()), device=self._device)
-        logits, after = self._network(inputs, self._pool)
-        for pool, new in zip(self._pool, after, strict=True):
-            for kept, changed in zip(pool, new, strict=True):
-                kept[slots] = changed[slots]
+        """One position of the given slots; whole tiles are computed, the other slots' states stay."""
+        rows: dict[int, NDArray[np.float32]] = {}
+        for tile in sorted({slot // self._tile for slot in tokens}):
+            slots = [slot for slot in tokens if slot // self._tile == tile]
+            places = torch.tensor([slot % self._tile for slot in slots], device=self._device)
+            inputs = torch.zeros(self._tile, 1, dtype=torch.int64, device=self._device)
+            inputs[places, 0] = torch.tensor([tokens[slot] for slot in slots], device=self._device)
+            logits, after = self._network(inputs, self._tiles[tile])
+            if len(slots) == self._tile:
+                self._tiles[tile] = after
+            else:
+                for pool, new in zip(self._tiles[tile], after, strict=True):
+                    for kept, changed in zip(pool, new, strict=True):
+                        kept[places] = changed[places]
+            drawn_from = logits[:, 0].float().cpu().numpy()
+            rows.update({slot: drawn_from[slot % self._tile] for slot in slots})
         for slot in tokens:
             self._positions[slot] += 1
-        rows = logits[:, 0].float().cpu().numpy()
-        return {slot: rows[slot] for slot in tokens}
+        return rows
 
     def _prefill(self, job: Job) -> NDArray[np.float32]:
         """All tokens of one slot -> logits (n, V), or (1, V) where only the last are needed."""
-        state = [State(*(part[job.slot : job.slot + 1] for part in layer)) for layer in self._pool]
+        state = self._read(job.slot)
         every = job.targets is not None or job.logits == "all"
         rows: list[Tensor] = []
         tokens = torch.tensor(list(job.tokens), device=self._device)[None]
@@ -118,10 +127,15 @@ class EagerRuntime:
         self._positions[job.slot] += len(job.tokens)
         return torch.cat(rows).float().cpu().numpy()
 
+    def _read(self, slot: int) -> list[State]:
+        place = slot % self._tile
+        tile = self._tiles[slot // self._tile]
+        return [State(*(part[place : place + 1].clone() for part in layer)) for layer in tile]
+
     def _write(self, slot: int, layers: list[State]) -> None:
-        for pool, layer in zip(self._pool, layers, strict=True):
+        for pool, layer in zip(self._tiles[slot // self._tile], layers, strict=True):
             for kept, new in zip(pool, layer, strict=True):
-                kept[slot] = new[0]
+                kept[slot % self._tile] = new[0]
 
     def reset(self, slot: int) -> None:
         """Back to before the first position."""
@@ -131,7 +145,7 @@ class EagerRuntime:
 
     def copy(self, source: int, targets: Sequence[int]) -> None:
         """Copy a slot, sampler included, into others."""
-        state = [State(*(part[source : source + 1].clone() for part in layer)) for layer in self._pool]
+        state = self._read(source)
         for target in targets:
             self._write(target, state)
             self._positions[target] = self._positions[source]
@@ -145,7 +159,7 @@ class EagerRuntime:
             "position": self._positions[slot],
             "automaton_state": sampler.automaton_state,
         }
-        layers = [part[slot].cpu().numpy() for layer in self._pool for part in layer]
+        layers = [part[0].cpu().numpy() for layer in self._read(slot) for part in layer]
         return states.pack(facts, [*layers, sampler.counts, sampler.seen])
 
     def restore(self, slot: int, state: bytes) -> None:
