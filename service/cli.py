@@ -85,6 +85,7 @@ def train(
     minutes: Annotated[float, typer.Option(min=0.05, help="About how long to train (own text).")] = 10,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0: its own choice.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the weights and the order of the text (own text).")] = 0,
+    tensorboard: Annotated[Path | None, typer.Option(help="Write the curve for TensorBoard into this folder.")] = None,
     runs: Annotated[Path, typer.Option(help="Where a run keeps its resumable state.")] = Path("runs"),
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
@@ -104,7 +105,7 @@ def train(
             raise fail("a text of one's own needs a name for the model: --name NAME")
         else:
             recipe = own_recipe(name, source, minutes, seed, runs)
-        run(recipe, runs / recipe.name, checkpoints / recipe.name)
+        run(recipe, runs / recipe.name, checkpoints / recipe.name, tensorboard)
     except (DataError, RecipeError, ValueError) as error:
         raise fail(str(error)) from None
 

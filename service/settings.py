@@ -36,3 +36,12 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(30, description="time that running streams have to finish after SIGTERM")
     keep_alive_seconds: Positive = Field(75, description="idle time of a kept connection")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+
+
+def markdown() -> str:
+    """The table for people, as docs/service.md has it; a test compares the two."""
+    rows = ["| environment | default | what |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default if field.default != [] else "all"
+        rows.append(f"| `AFT_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -32,13 +33,14 @@ def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -
     return recipe
 
 
-def run(recipe: Recipe, folder: Path, target: Path) -> None:
-    """Train with a progress bar; the bar belongs to the first process."""
+def run(recipe: Recipe, folder: Path, target: Path, tensorboard: Path | None = None) -> None:
+    """Train with a progress bar; the bar and the curve belong to the first process."""
     quiet = os.environ.get("RANK", "0") != "0"
     console = Console(quiet=quiet, stderr=True)
     chosen = ", ".join(f"{key} {value}" for key, value in recipe.model.items()) or "as the preset"
     size = f"{recipe.steps} steps of {recipe.batch} x {recipe.length} characters"
     console.print(f"{recipe.name}: preset {recipe.preset} ({chosen}), {size}")
+    write = _tensorboard(tensorboard) if tensorboard and not quiet else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("training", total=recipe.steps)
@@ -51,6 +53,24 @@ def run(recipe: Recipe, folder: Path, target: Path) -> None:
         def report(row: curve.Row) -> None:
             bits = f"training {row['train_bpc']:.3f}, validation {row['validation_bpc']:.3f} bits per character"
             console.print(f"step {row['step']:.0f}: {bits}")
+            if write is not None:
+                write(row)
 
         run_recipe(recipe, folder, target, report, after_step)
     console.print(f"{target}: serve it with `aft serve`, or write with `aft generate --model {recipe.name}`")
+
+
+def _tensorboard(folder: Path) -> Callable[[curve.Row], None]:
+    """Writes each row of the curve as scalars. ValueError where the extra is not installed."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the extra: pip install 'aft-serve[tensorboard]'") from error
+    writer = SummaryWriter(str(folder))
+
+    def write(row: curve.Row) -> None:
+        for name in ("train_bpc", "validation_bpc", "chars_per_second"):
+            writer.add_scalar(name, row[name], int(row["step"]))
+        writer.flush()
+
+    return write

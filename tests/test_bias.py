@@ -84,7 +84,7 @@ def test_conv_equals_reference_and_starts_as_simple() -> None:
     band = bias.band(torch.zeros(1, dtype=torch.int64))[0].detach().double().numpy()
     for head in range(2):
         w = bias.w[head].detach().double().numpy()
-        expected = reference.conv_weights(w, float(bias.gamma[head]), float(bias.beta[head]))
+        expected = reference.conv_weights(w, bias.gamma[head].item(), bias.beta[head].item())
         assert np.abs(band[head] - expected).max() < 5e-6
 
 

@@ -31,7 +31,7 @@ def build(**changes: Any) -> ModelConfig:
         ({"decay": False}, "a model without decay needs max_model_len"),
         ({"decay": False, "max_model_len": 100_001}, "max_model_len 100001 without decay is above 100000"),
         ({"bias": "absolute"}, "it needs max_model_len"),
-        ({"bias": "absolute", "decay": False, "num_heads": 1, "max_model_len": 15}, "window 16 is longer than max_model_len"),
+        ({"bias": "absolute", "decay": False, "num_heads": 1, "max_model_len": 15}, "window 16 is longer"),
         ({"bias": "absolute", "num_heads": 1, "max_model_len": 64}, "one head and no decay"),
         ({"bias": "absolute", "decay": False, "max_model_len": 64}, "one head and no decay"),
     ],

@@ -183,7 +183,10 @@ def test_fetch_url(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "words"),
     [
         (ValueError("SHA256 hash of downloaded file does not match"), "http://host/file: SHA256 hash of downloaded"),
-        (ConnectionError("long story"), r"http://host/file cannot be fetched \(is there a network\?\): ConnectionError"),
+        (
+            ConnectionError("long story"),
+            r"http://host/file cannot be fetched \(is there a network\?\): ConnectionError",
+        ),
     ],
 )
 def test_fetch_url_fails(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:

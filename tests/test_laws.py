@@ -39,6 +39,7 @@ GRADIENT_TOLERANCE = {15.0: 2e-5, 40.0: 4e-5, 100.0: 1e-4}  # of the largest ent
 BF16_TOLERANCE = 2.0**-6  # of the largest value: e, e v, exp(b), the sums and their quotient are rounded by 2^-9 each
 
 every_variant = pytest.mark.parametrize("name", VARIANTS)
+every_form = pytest.mark.usefixtures("form")
 every_scale = pytest.mark.parametrize("scale", [15.0, 40.0, 100.0])
 
 
@@ -117,9 +118,10 @@ def test_reference_recurrence_equals_reference_sums(name: str, scale: float, len
 
 
 @every_variant
+@every_form
 @every_scale
 @pytest.mark.parametrize("length", [1, 2, 7, LENGTH, MAX_LEN])
-def test_parallel_form_equals_oracle(name: str, scale: float, length: int, form: str) -> None:
+def test_parallel_form_equals_oracle(name: str, scale: float, length: int) -> None:
     """mix() is the plain sums; at +-15 by matrix products alone, at +-100 with the exact scan's help."""
     config = make_config(name)
     bias = random_bias(config)
@@ -143,10 +145,11 @@ def test_scan_equals_oracle(name: str, scale: float) -> None:
     close(y, oracle(k, v, bias), VALUE_TOLERANCE[scale])
 
 
+@every_form
 @pytest.mark.parametrize("name", WINDOWED)
 @pytest.mark.parametrize("w", [-20.0, 20.0])
 @pytest.mark.parametrize("scale", [1.0, 15.0, 100.0])
-def test_window_of_minus_twenty(name: str, w: float, scale: float, form: str) -> None:
+def test_window_of_minus_twenty(name: str, w: float, scale: float) -> None:
     """A window of w = -20 leaves nothing but small positive numbers, which nobody may have got by subtraction."""
     config = make_config(name)
     bias = constant_bias(config, w)
@@ -157,8 +160,9 @@ def test_window_of_minus_twenty(name: str, w: float, scale: float, form: str) ->
 
 
 @every_variant
+@every_form
 @every_scale
-def test_bf16_values_equal_oracle(name: str, scale: float, form: str) -> None:
+def test_bf16_values_equal_oracle(name: str, scale: float) -> None:
     """With bf16 values the sums are bf16 products: within bf16's own error of the oracle."""
     config = make_config(name)
     bias = random_bias(config)
@@ -172,7 +176,8 @@ def test_bf16_values_equal_oracle(name: str, scale: float, form: str) -> None:
 
 
 @every_variant
-def test_one_enormous_key(name: str, form: str) -> None:
+@every_form
+def test_one_enormous_key(name: str) -> None:
     """One key of +100 among ordinary ones: the first rows would be lost to a block's maximum, the last to the key."""
     config = make_config(name)
     bias = random_bias(config)
@@ -185,7 +190,8 @@ def test_one_enormous_key(name: str, form: str) -> None:
 
 
 @every_variant
-def test_shared_offset_of_keys_cancels(name: str, form: str) -> None:
+@every_form
+def test_shared_offset_of_keys_cancels(name: str) -> None:
     """Keys around +-80, whose plain exp() overflows or vanishes, give what keys around 0 give, on the fast path."""
     config = make_config(name)
     bias = random_bias(config)
@@ -238,7 +244,8 @@ def test_gradients_equal_oracle(name: str, scale: float, w: float | None, form: 
 
 
 @every_variant
-def test_bf16_gradients_equal_oracle(name: str, form: str) -> None:
+@every_form
+def test_bf16_gradients_equal_oracle(name: str) -> None:
     """In bf16 each gradient, as a vector, is within bf16's own error of float64's.
 
     A parameter's gradient is a sum over keys in which terms cancel, so the error is measured by their size too.
@@ -259,8 +266,9 @@ def test_bf16_gradients_equal_oracle(name: str, form: str) -> None:
 
 
 @every_variant
+@every_form
 @pytest.mark.parametrize("scale", [3.0, 15.0, 40.0, 100.0])
-def test_split_at_every_cut(name: str, scale: float, form: str) -> None:
+def test_split_at_every_cut(name: str, scale: float) -> None:
     """Two pieces through a state equal the whole, for every cut; the states at the end agree too."""
     config, length = make_config(name), 23
     bias = random_bias(config)
@@ -295,7 +303,8 @@ def test_split_of_steps_is_exact(name: str, scale: float) -> None:
 
 
 @every_variant
-def test_prefill_then_steps(name: str, form: str) -> None:
+@every_form
+def test_prefill_then_steps(name: str) -> None:
     """Steps that begin at a prefill's state go on as steps from the start would."""
     config = make_config(name)
     bias = random_bias(config)
@@ -309,7 +318,8 @@ def test_prefill_then_steps(name: str, form: str) -> None:
 
 
 @every_variant
-def test_gradients_pass_through_a_state(name: str, form: str) -> None:
+@every_form
+def test_gradients_pass_through_a_state(name: str) -> None:
     """Training with carried states: gradients of the second piece reach the keys and values of the first."""
     config, cut = make_config(name), 16
     bias = random_bias(config)
@@ -341,7 +351,8 @@ def test_recurrent_form_is_causal_bit_for_bit(name: str) -> None:
 
 
 @every_variant
-def test_parallel_form_is_causal(name: str, form: str) -> None:
+@every_form
+def test_parallel_form_is_causal(name: str) -> None:
     """Later keys, +100 included, change earlier outputs by rounding only, and get a gradient of exactly zero."""
     config = make_config(name)
     bias = random_bias(config)
@@ -408,7 +419,8 @@ def test_step_at_mixed_positions(name: str) -> None:
 
 
 @every_variant
-def test_parallel_form_keeps_a_nan_to_itself(name: str, form: str) -> None:
+@every_form
+def test_parallel_form_keeps_a_nan_to_itself(name: str) -> None:
     """A NaN in one sequence of a training batch does not reach the others."""
     config = make_config(name)
     bias = random_bias(config)

@@ -90,7 +90,7 @@ def test_resume_is_exact(corpus: Path, tmp_path: Path, stop: int, changes: dict[
     class StoppedError(Exception):
         pass
 
-    def after_step(trainer: Trainer, loss: float) -> None:
+    def after_step(trainer: Trainer, _: float) -> None:
         if trainer.steps_done == stop:
             raise StoppedError
 
@@ -205,7 +205,7 @@ def test_two_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
     recipe = make_recipe(corpus)
     alone = [sys.executable, *command(tmp_path, recipe, "one")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    pair = [*torchrun, "--master-port", str(20_000 + os.getpid() % 10_000), *command(tmp_path, recipe, "two")]
+    pair = [*torchrun, "--standalone", *command(tmp_path, recipe, "two")]
     subprocess.run(alone, env=environment(), check=True, timeout=120)
     done = subprocess.run(pair, env=environment(), check=False, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -248,7 +248,7 @@ def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_optimizers_take_each_parameter_once(corpus: Path, tmp_path: Path) -> None:
-    """Muon has the matrices of the blocks; tables, decays, norms, embedding and head have AdamW without weight decay."""
+    """Muon has the matrices of the blocks; tables, decays, norms, embedding and head have AdamW without decay."""
     trainer = make_trainer(make_recipe(corpus), tmp_path / "run")
     names = {id(p): name for name, p in trainer.network.named_parameters()}
     adamw, muon = (
@@ -292,7 +292,7 @@ def test_evaluation_is_plain_cross_entropy(corpus: Path, tmp_path: Path) -> None
 
 
 def test_train_writes_a_checkpoint_and_its_curve(corpus: Path, tmp_path: Path) -> None:
-    """The folder has the weights, the facts of the run, and the curve as CSV and PNG; reports come at each evaluation."""
+    """The folder has the weights, the facts of the run, and the curve as CSV and PNG; each evaluation is reported."""
     recipe = make_recipe(corpus)
     reports: list[curve.Row] = []
     runs.train(recipe, tmp_path / "run", tmp_path / "out" / "small", reports.append)
@@ -339,7 +339,7 @@ def test_bytes_corpora_train(tmp_path: Path, raw: str | bytes) -> None:
 def test_fit_minutes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of steps fills seven eighths of the minutes, by the time of three steps."""
     clock = iter([100.0, 106.0])  # three steps took six seconds
-    monkeypatch.setattr(Trainer, "step", lambda self: 0.0)
+    monkeypatch.setattr(Trainer, "step", lambda _: 0.0)
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     recipe = runs.fit_minutes("mine", str(corpus), minutes=10, seed=3)
     assert recipe.steps == int(600 * 0.875 / 2)

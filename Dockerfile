@@ -1,0 +1,28 @@
+# The service with its checkpoints. Two stages: what builds is left behind, what runs is a virtual environment.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE} AS build
+
+# PyTorch's CPU index (https://download.pytorch.org/whl/cpu), where the default index would bring CUDA along
+ARG TORCH_INDEX=
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/aft
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY model model
+COPY service service
+RUN /opt/aft/bin/pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} .
+
+FROM ${BASE}
+
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin aft
+COPY --from=build /opt/aft /opt/aft
+COPY checkpoints /checkpoints
+ENV PATH=/opt/aft/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    AFT_HOST=0.0.0.0 AFT_PORT=8000 AFT_CHECKPOINTS=/checkpoints
+USER 10001
+EXPOSE 8000
+# running streams have 30 s to finish (AFT_DRAIN_SECONDS): give `docker stop` a longer grace than that
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['AFT_PORT'] + '/readyz', timeout=2)"]
+CMD ["aft", "serve"]

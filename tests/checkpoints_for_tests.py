@@ -1,0 +1,60 @@
+"""Tiny checkpoint folders: random weights, made larger than a training starts with, so that texts vary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import weights
+from model.checkpoint import Checkpoint
+from model.config import ModelConfig, preset
+from model.network import Network
+from model.tokenizer import Bytes, Tokenizer, train_characters
+
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak! Çà, 日本 🙂\n"
+MAX_LEN = 64  # of the model that ends
+
+
+def random_network(config: ModelConfig, seed: int = 0, scale: float = 8.0) -> Network:
+    """Seeded weights: matrices ``scale`` times as large as at the start, positions' weights far from equal."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(config)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name.endswith("log_decay"):
+                    continue
+                if ".bias." in name:
+                    parameter.copy_(torch.randn_like(parameter))
+                elif parameter.ndim == 2:
+                    parameter.mul_(scale)
+    return network.eval()
+
+
+def write(folder: Path, tokenizer: Tokenizer, seed: int = 0, **changes: Any) -> Path:
+    """Save a model of preset ``tiny``, with some fields changed, and return its folder."""
+    network = random_network(preset("tiny", tokenizer.vocab_size, **changes), seed)
+    weights.save(network, tokenizer, folder, {"corpus": "none", "steps": 0})
+    return folder
+
+
+def characters(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A model of characters."""
+    return write(folder, train_characters(TEXT), seed, **changes)
+
+
+def plain_bytes(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A model of bytes."""
+    return write(folder, Bytes(), seed, **changes)
+
+
+def ending(folder: Path, seed: int = 0) -> Path:
+    """A model of characters without decay, which ends after ``MAX_LEN`` positions."""
+    return characters(folder, seed, decay=False, max_model_len=MAX_LEN)
+
+
+def opened(folder: Path) -> Checkpoint:
+    """Read and checked."""
+    return Checkpoint(folder)
