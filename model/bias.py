@@ -38,6 +38,10 @@ class Bias(nn.Module):
             half_lives = torch.linspace(shortest, longest, config.num_heads).exp()
             self.log_decay = nn.Parameter((math.log(2) / half_lives).log())
 
+    def chunk_multiple(self) -> int:
+        """What the length of a chunk must be a multiple of, so that all chunks share their weights."""
+        return 1
+
     def decay(self) -> Tensor:
         """Lambda (H,), at most 40 / s; zeros without decay."""
         if self.log_decay is None:
@@ -175,8 +179,57 @@ class Factorised(Absolute):
         return self.u.float()[rows[..., 0]] @ self.v.float()[columns[:, 0]].transpose(1, 2)
 
 
+class RasterBias(Bias):
+    """2-D causal AFT-conv: w[head, row offset, column offset] over the raster's past.
+
+    As an offset t - t' means other rows and columns at other places of a row, the band repeats with the row, and is
+    0 where an offset is too far to either side. Offsets count sub-pixels; decay, where there is any, follows t - t'.
+    """
+
+    per_position = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.raster is not None
+        self.row = config.raster.row
+        reach = config.window_columns
+        self.w = nn.Parameter(torch.randn(config.num_heads, config.window // self.row, 2 * reach + 1) * 0.01)
+        place = torch.arange(self.row)[:, None]
+        behind = place - torch.arange(config.window)  # the key's place, counted from the start of the query's row
+        rows, columns = -behind.div(self.row, rounding_mode="floor"), place - behind % self.row
+        inside = (columns.abs() <= reach) & (rows < config.window // self.row)
+        index = torch.where(inside, rows * (2 * reach + 1) + columns + reach, -1)
+        self.register_buffer("index", index, persistent=False)  # (W, s) into w of a head; -1: no weight
+
+    def chunk_multiple(self) -> int:
+        """Whole rows."""
+        return self.row
+
+    def table(self) -> Tensor:
+        """The band of every place in a row: (H, W, s)."""
+        flat = torch.cat([self.w.float().flatten(1), self.w.new_zeros(self.num_heads, 1)], 1)
+        return flat[:, self.index]
+
+    def band(self, positions: Tensor) -> Tensor:
+        """(N, H, s): by the place in the row."""
+        return self.table().transpose(0, 1)[positions % self.row]
+
+    def block(self, start: int, num_chunks: int, length: int) -> Tensor:
+        """(H, 1 or Q, L, s + L): one block where chunks are whole rows."""
+        shared = length % self.row == 0
+        rows = start + torch.arange((1 if shared else num_chunks) * length, device=self.device).view(-1, length)
+        offsets = self.window + torch.arange(length, device=self.device)[:, None]
+        offsets = offsets - torch.arange(self.window + length, device=self.device)  # (L, s + L)
+        table = self.table()[:, rows % self.row]  # (H, Q, L, s)
+        inside = (offsets >= 0) & (offsets < self.window)
+        index = offsets.clamp(0, self.window - 1).expand(*table.shape[:3], -1)
+        logs = torch.where(inside, table.gather(3, index), 0.0)
+        weights = (logs - self.decay()[:, None, None, None] * offsets).exp()
+        return torch.where(offsets >= 0, weights, 0.0)
+
+
 def make_bias(config: ModelConfig) -> Bias:
     """The bias that a configuration names."""
     if config.bias == "absolute":
         return Factorised(config) if config.bias_rank else Free(config)
-    return {"none": Bias, "relative": Relative, "conv": Conv}[config.bias](config)
+    return {"none": Bias, "relative": Relative, "conv": Conv, "raster": RasterBias}[config.bias](config)

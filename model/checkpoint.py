@@ -17,10 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.config import ModelConfig
+from model.pixels import PixelCodec
 from model.tokenizer import Characters, Tokenizer, load_tokenizer
 
 FORMAT = 1
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.model", "config.json"
+
+
+Codec = Tokenizer | PixelCodec
 
 
 class CheckpointError(Exception):
@@ -33,9 +37,11 @@ class CheckpointConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal[1]
-    kind: Literal["text"]
+    kind: Literal["text", "image"]
     model: ModelConfig
-    tokenizer: Literal["characters", "bytes"]
+    tokenizer: Literal["characters", "bytes", "pixels"]
+    labels: list[str] = []  # of an image model
+    styles: list[str] = []
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]  # name -> sha256
     training: dict[str, Any] = {}  # facts for people: corpus, length, steps, scores
 
@@ -75,13 +81,36 @@ class Checkpoint:
         self.name = folder.resolve().name
         self.folder, self.config = folder, _read_config(folder)
         _check_files(folder, self.config)
+        self.codec = self._codec()
+        if self.codec.vocab_size != self.config.model.vocab_size:
+            given, expected = self.codec.vocab_size, self.config.model.vocab_size
+            raise CheckpointError(f"{self.name}: the tokenizer has {given} ids, the model {expected}")
+
+    def _codec(self) -> Codec:
+        config = self.config
+        pixels = config.tokenizer == "pixels"
+        if not pixels == (config.kind == "image") == (config.model.raster is not None):
+            raise CheckpointError(f"{self.name}: {CONFIG}: kind, tokenizer and raster contradict each other")
+        if config.model.raster is not None:
+            return PixelCodec(config.model.raster, config.labels, config.styles)
         try:
-            self.tokenizer: Tokenizer = load_tokenizer(self.config.tokenizer, folder / TOKENIZER)
+            return load_tokenizer(config.tokenizer, self.folder / TOKENIZER)
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {error}") from error
-        if self.tokenizer.vocab_size != self.config.model.vocab_size:
-            given, expected = self.tokenizer.vocab_size, self.config.model.vocab_size
-            raise CheckpointError(f"{self.name}: the tokenizer has {given} ids, the model {expected}")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """A text model's tokenizer. CheckpointError for an image model."""
+        if isinstance(self.codec, PixelCodec):
+            raise CheckpointError(f"{self.name} is an image model: it has no text")
+        return self.codec
+
+    @property
+    def pixels(self) -> PixelCodec:
+        """An image model's codec. CheckpointError for a text model."""
+        if not isinstance(self.codec, PixelCodec):
+            raise CheckpointError(f"{self.name} is a text model: it has no images")
+        return self.codec
 
     @property
     def fingerprint(self) -> str:
@@ -92,7 +121,7 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def save(weights: bytes, model: ModelConfig, tokenizer: Tokenizer, folder: Path, training: dict[str, Any]) -> None:
+def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, training: dict[str, Any]) -> None:
     """Write a checkpoint folder atomically: a reader sees the old one or the new one. README.md and others are kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -101,14 +130,14 @@ def save(weights: bytes, model: ModelConfig, tokenizer: Tokenizer, folder: Path,
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
         (temporary / WEIGHTS).write_bytes(weights)
         names = [WEIGHTS]
-        if isinstance(tokenizer, Characters):
-            (temporary / TOKENIZER).write_bytes(tokenizer.model)
+        if isinstance(codec, Characters):
+            (temporary / TOKENIZER).write_bytes(codec.model)
             names.append(TOKENIZER)
         config = {
             "format": FORMAT,
-            "kind": "text",
+            "kind": "image" if isinstance(codec, PixelCodec) else "text",
             "model": model.model_dump(),
-            "tokenizer": "characters" if isinstance(tokenizer, Characters) else "bytes",
+            **_codec_facts(codec),
             "files": {name: hashlib.sha256((temporary / name).read_bytes()).hexdigest() for name in names},
             "training": training,
         }
@@ -117,6 +146,12 @@ def save(weights: bytes, model: ModelConfig, tokenizer: Tokenizer, folder: Path,
         _swap(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _codec_facts(codec: Codec) -> dict[str, Any]:
+    if isinstance(codec, PixelCodec):
+        return {"tokenizer": "pixels", "labels": codec.labels, "styles": codec.styles}
+    return {"tokenizer": "characters" if isinstance(codec, Characters) else "bytes"}
 
 
 def _swap(new: Path, folder: Path) -> None:

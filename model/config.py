@@ -6,13 +6,33 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-BiasKind = Literal["none", "absolute", "relative", "conv"]
+BiasKind = Literal["none", "absolute", "relative", "conv", "raster"]
 Activation = Literal["gelu", "squared_relu"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 # Without decay every key ever seen keeps its full weight in one float32 sum. At 10^6 positions that sum has lost
 # 1e-3 of its value to rounding, at 10^5 less than a bf16 product loses anyway: such models end there.
 MAX_LEN_WITHOUT_DECAY = 100_000
+
+
+class Raster(BaseModel):
+    """The grid of a pixel model: sub-pixels in reading order, R, G, B of a pixel side by side."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    height: PositiveInt  # pixels
+    width: PositiveInt  # pixels
+    channels: PositiveInt = 3
+
+    @property
+    def row(self) -> int:
+        """Sub-pixels of a row."""
+        return self.width * self.channels
+
+    @property
+    def size(self) -> int:
+        """Sub-pixels of an image: the positions of its sequence."""
+        return self.height * self.row
 
 
 class ModelConfig(BaseModel):
@@ -39,6 +59,8 @@ class ModelConfig(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tied_head: bool = False  # the output head is the embedding, transposed
     max_model_len: PositiveInt | None = None  # positions; None: no end
+    raster: Raster | None = None  # of a pixel model: positions are sub-pixels and have a row, a column and a channel
+    window_columns: Annotated[int, Field(ge=0)] = 0  # bias "raster": sub-pixels to either side in the window's rows
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -53,6 +75,7 @@ class ModelConfig(BaseModel):
             self._check_absolute()
         elif self.bias_rank:
             raise ValueError(f"bias_rank belongs to the absolute bias, not to {self.bias!r}")
+        self._check_raster()
         if not self.decay and self.max_model_len is None:
             raise ValueError(f"a model without decay needs max_model_len (at most {MAX_LEN_WITHOUT_DECAY})")
         if not self.decay and self.max_model_len and self.max_model_len > MAX_LEN_WITHOUT_DECAY:
@@ -67,6 +90,20 @@ class ModelConfig(BaseModel):
         if self.decay or self.num_heads != 1:
             raise ValueError("an absolute bias has one head and no decay")
 
+    def _check_raster(self) -> None:
+        if self.raster is not None and self.max_model_len != self.raster.size:
+            raise ValueError(f"max_model_len is {self.max_model_len}, the raster has {self.raster.size} sub-pixels")
+        if self.raster is not None and self.tied_head:
+            raise ValueError("a pixel model has no tied head")
+        if self.bias != "raster":
+            if self.window_columns:
+                raise ValueError(f"window_columns belongs to the raster bias, not to {self.bias!r}")
+            return
+        if self.raster is None or self.window % self.raster.row:
+            raise ValueError("a raster bias needs a raster, and a window of whole rows")
+        if not 0 < self.window_columns < self.raster.row / 2:
+            raise ValueError(f"window_columns must be 1 to {(self.raster.row - 1) // 2}, it is {self.window_columns}")
+
     @property
     def keys_per_head(self) -> int:
         """Channels of a head's key: one scalar in AFT-conv, one for each channel otherwise."""
@@ -77,6 +114,18 @@ class ModelConfig(BaseModel):
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"dim": 32, "num_layers": 2, "num_heads": 4, "window": 8, "decay": True, "max_half_life": 64.0},
     "shipped": {"dim": 256, "num_layers": 6, "num_heads": 8, "window": 16, "decay": True, "dropout": 0.1},
+    "emoji": {
+        "dim": 256, "num_layers": 6, "num_heads": 8, "window": 192, "decay": True,
+        "min_half_life": 6.0, "max_half_life": 1000.0, "dropout": 0.1,
+    },
+    "cifar10-12x512": {
+        "dim": 512, "num_layers": 12, "bias": "absolute", "window": 256, "bias_rank": 64,
+        "activation": "gelu", "dropout": 0.1,
+    },
+    "cifar10-24x256": {
+        "dim": 256, "num_layers": 24, "bias": "absolute", "window": 256, "bias_rank": 64,
+        "activation": "gelu", "dropout": 0.1,
+    },
     "enwik8-12x512": {
         "dim": 512, "num_layers": 12, "bias": "absolute", "window": 32, "bias_rank": 256,
         "max_model_len": 1024, "activation": "gelu", "dropout": 0.1,

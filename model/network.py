@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.aft import AFT
-from model.config import ModelConfig
+from model.config import ModelConfig, Raster
 from model.recurrent import State
 
 
@@ -46,19 +47,43 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm_mlp(x))), state
 
 
+class RasterEmbedding(nn.Module):
+    """A sub-pixel's value, shared by R, G and B, plus the channel, row and column of the place it is asked for."""
+
+    def __init__(self, config: ModelConfig, raster: Raster) -> None:
+        super().__init__()
+        self.raster = raster
+        self.value = nn.Embedding(config.vocab_size, config.dim)
+        self.channel = nn.Embedding(raster.channels, config.dim)
+        self.row = nn.Embedding(raster.height, config.dim)
+        self.column = nn.Embedding(raster.width, config.dim)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens (B, T), positions (B or 1, T) -> (B, T, D)."""
+        places = positions.clamp(max=self.raster.size - 1)
+        pixel = places // self.raster.channels
+        column, row = self.column(pixel % self.raster.width), self.row(pixel // self.raster.width)
+        y: Tensor = self.value(tokens) + self.channel(places % self.raster.channels) + row + column
+        return y
+
+
 class Network(nn.Module):
     """Token ids in, logits of the next token out."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.embed: nn.Embedding | RasterEmbedding
+        if config.raster is None:
+            self.embed = nn.Embedding(config.vocab_size, config.dim)
+        else:
+            self.embed = RasterEmbedding(config, config.raster)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.apply(self._init)
-        if config.tied_head:
+        if config.tied_head and isinstance(self.embed, nn.Embedding):
             self.head.weight = self.embed.weight
 
     def _init(self, module: nn.Module) -> None:
@@ -91,13 +116,22 @@ class Network(nn.Module):
 
     def hidden(self, tokens: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """The same before the head: (B, T, D)."""
-        x = self.dropout(self.embed(tokens))
+        x = self.dropout(self._embedded(tokens, states))
         after: list[State] = []
         for i, block in enumerate(self.blocks):
             x, state = block(x, states[i] if states else None)
             if state is not None:
                 after.append(state)
         return self.norm(x), after
+
+    def _embedded(self, tokens: Tensor, states: list[State] | None) -> Tensor:
+        if isinstance(self.embed, nn.Embedding):
+            return self.embed(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        if states:
+            positions = positions + states[0].position[:, None]
+        y: Tensor = self.embed(tokens, positions)
+        return y
 
     @property
     def num_scanned(self) -> int:

@@ -41,9 +41,12 @@ class Mixed(NamedTuple):
     num_scanned: int
 
 
-def chunk_length(length: int, window: int) -> int:
-    """L for T positions: all of them, or CHUNK, or the window where that is longer."""
-    return length if length <= AT_ONCE else max(CHUNK, window)
+def chunk_length(length: int, bias: Bias) -> int:
+    """L for T positions: all of them, or CHUNK, or the window where that is longer, in whole rows of a raster."""
+    if length <= AT_ONCE:
+        return length
+    multiple = bias.chunk_multiple()
+    return -(-max(CHUNK, bias.window) // multiple) * multiple
 
 
 def mix(k: Tensor, v: Tensor, bias: Bias, state: State | None = None, *, keep_state: bool = False) -> Mixed:
@@ -52,7 +55,7 @@ def mix(k: Tensor, v: Tensor, bias: Bias, state: State | None = None, *, keep_st
     With a state, the past begins there; all sequences must then stand at one position.
     """
     length = k.shape[1]
-    size = chunk_length(length, bias.window)
+    size = chunk_length(length, bias)
     whole = length // size * size
     if keep_state and whole < length:  # the state is read at a chunk's end: the rest is a chunk of its own
         head = mix(k[:, :whole], v[:, :whole], bias, state, keep_state=True)

@@ -23,12 +23,16 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # the checkpoint's folder
-    corpus: str  # a name from model/data.py, a file or a folder
+    kind: Literal["text", "image"] = "text"
+    corpus: str  # a name from model/data.py or model/images.py, a file or a folder
     tokenizer: Literal["auto", "characters", "bytes"] = "auto"  # auto: characters where the corpus is UTF-8
     preset: str = "shipped"
     model: dict[str, Any] = {}  # fields of ModelConfig that differ from the preset
     length: PositiveInt = 512  # T: positions of a training window
-    batch: PositiveInt = 16  # windows of a step, over all processes
+    size: PositiveInt = 16  # pixels of an image's side; an image is one window, whatever ``length`` is
+    brightness: Annotated[int, Field(ge=0, le=255)] = 0  # images: a value of -b ... b added to all sub-pixels
+    any_share: Annotated[float, Field(ge=0, le=1)] = 0.1  # images: of the labels, and of the styles, are left out
+    batch: PositiveInt = 16  # windows or images of a step, over all processes
     accumulate: PositiveInt = 1  # parts that a step's batch is computed in; a multiple of the number of processes
     steps: PositiveInt = 2500
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices of the blocks; AdamW takes the rest

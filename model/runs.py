@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from model import curve, data, weights
-from model.batches import Windows, encode
-from model.config import preset
+from model import curve, data, images, weights
+from model.batches import Examples, Pictures, Source, Windows, conditions, encode, examples, side_by_side
+from model.checkpoint import Codec
+from model.config import Raster, preset
 from model.network import Network
+from model.pixels import PixelCodec
 from model.recipe import Recipe, fit
 from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import Report, Trainer
@@ -28,8 +30,7 @@ def choose_tokenizer(corpus: str | bytes, wanted: str) -> Tokenizer:
     return train_characters(corpus)
 
 
-def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Tokenizer]:
-    """Everything that a run needs, resumed where the folder holds its state."""
+def _text(recipe: Recipe) -> tuple[Tokenizer, Source, Examples]:
     corpus = data.load(recipe.corpus)
     tokenizer = choose_tokenizer(corpus, recipe.tokenizer)
     if isinstance(tokenizer, Bytes) and isinstance(corpus, str):
@@ -37,14 +38,37 @@ def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Tokenizer]:
     parts = data.split(corpus)
     if len(parts.validation) < 2:
         raise ValueError(f"the corpus has {len(corpus)} characters: too few to set 5 % aside")
+    windows = Windows(encode(parts.train, tokenizer), recipe.length, tokenizer, recipe.begin_share, recipe.seed)
+    validation = side_by_side(encode(parts.validation, tokenizer), recipe.length, recipe.eval_chars)
+    return tokenizer, windows, validation
+
+
+def _images(recipe: Recipe) -> tuple[PixelCodec, Source, Examples]:
+    pictures = images.load(recipe.corpus, recipe.size)
+    codec = PixelCodec(Raster(height=recipe.size, width=recipe.size), pictures.labels, pictures.styles)
+    source = Pictures(pictures.subset(0), codec, recipe.brightness, recipe.any_share, recipe.seed)
+    held_out = pictures.subset(1)
+    if not held_out.names:
+        raise ValueError(f"{recipe.corpus} has {len(pictures.names)} pictures: too few to set 5 % aside")
+    return codec, source, examples(held_out.images, conditions(held_out, codec))
+
+
+def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Codec]:
+    """Everything that a run needs, resumed where the folder holds its state."""
+    codec: Codec
+    if recipe.kind == "text":
+        codec, source, validation = _text(recipe)
+        shape: dict[str, Any] = {}
+    else:
+        codec, source, validation = _images(recipe)
+        shape = {"raster": codec.raster.model_dump(), "max_model_len": codec.raster.size}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.manual_seed(recipe.seed)
-    network = Network(preset(recipe.preset, tokenizer.vocab_size, **recipe.model))
-    windows = Windows(encode(parts.train, tokenizer), recipe.length, tokenizer, recipe.begin_share, recipe.seed)
-    trainer = Trainer(network, windows, encode(parts.validation, tokenizer), recipe, folder)
+    network = Network(preset(recipe.preset, codec.vocab_size, **shape, **recipe.model))
+    trainer = Trainer(network, source, validation, recipe, folder)
     trainer.resume()
-    return trainer, tokenizer
+    return trainer, codec
 
 
 def train(
@@ -55,7 +79,7 @@ def train(
     after_step: Callable[[Trainer, float], None] | None = None,
 ) -> None:
     """Run a recipe to its end in ``folder`` and write the checkpoint to ``target``."""
-    trainer, tokenizer = make_trainer(recipe, folder)
+    trainer, codec = make_trainer(recipe, folder)
     trainer.run(report, after_step)
     if trainer.rank:
         return
@@ -69,7 +93,7 @@ def train(
         "device": trainer.device.type,
         "threads": torch.get_num_threads(),
     }
-    weights.save(trainer.network, tokenizer, target, facts)
+    weights.save(trainer.network, codec, target, facts)
     curve.write_csv(trainer.rows, target / "curve.csv")
     curve.write_png(trainer.rows, target / "curve.png", recipe.name)
 

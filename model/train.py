@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import curve
-from model.batches import Ids, Windows
+from model.batches import Examples, Source
 from model.network import Network
 from model.recipe import Recipe
 
@@ -52,8 +52,14 @@ def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
 class Trainer:
     """One run in a folder: ``step`` until ``done``; ``save`` and ``resume`` are exact."""
 
-    def __init__(self, network: Network, windows: Windows, validation: Ids, recipe: Recipe, folder: Path) -> None:
-        self.network, self.windows, self.recipe, self.folder = network, windows, recipe, folder
+    def __init__(self, network: Network, source: Source, validation: Examples, recipe: Recipe, folder: Path) -> None:
+        self.network, self.source, self.validation, self.recipe, self.folder = (
+            network,
+            source,
+            validation,
+            recipe,
+            folder,
+        )
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if recipe.accumulate % self.world or recipe.batch % recipe.accumulate:
             given = f"batch {recipe.batch}, accumulate {recipe.accumulate}, {self.world} processes"
@@ -61,7 +67,6 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.to(self.device)
         self.optimizers = optimizers(network, recipe)
-        self.validation = validation[: recipe.eval_chars + 1]
         self.steps_done, self.seconds, self.rows = 0, 0.0, list[curve.Row]()
         self._recent: list[float] = []
         self._scanned = 0
@@ -76,10 +81,10 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def step(self) -> float:
-        """One step of the global batch; returns its mean loss in bits per character."""
+        """One step of the global batch; returns its mean loss in bits per character or sub-pixel."""
         began = time.perf_counter()
         self.network.train()
-        inputs, targets = self.windows.batch(self.steps_done, self.recipe.batch)
+        inputs, targets = self.source.batch(self.steps_done, self.recipe.batch)
         parts = self.recipe.accumulate
         total = torch.zeros((), device=self.device)
         for part in range(self.rank, parts, self.world):
@@ -115,22 +120,20 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Bits per character of the validation characters, in windows of the training length side by side."""
+        """Bits per character or sub-pixel of the validation examples."""
         self.network.eval()
-        length = min(self.recipe.length, len(self.validation) - 1)
-        count = (len(self.validation) - 1) // length
-        ids = torch.from_numpy(self.validation).long().to(self.device)
-        inputs, targets = ids[: count * length].view(count, length), ids[1 : count * length + 1].view(count, length)
+        inputs, targets = self.validation
         total = 0.0
         for x, y in zip(inputs.split(16), targets.split(16), strict=True):
             with self.autocast():
-                logits, _ = self.network(x)
-            total += float(F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="sum"))
-        return total / (count * length) / math.log(2)
+                logits, _ = self.network(x.to(self.device))
+            y = y.to(self.device).flatten()
+            total += float(F.cross_entropy(logits.float().flatten(0, 1), y, reduction="sum"))
+        return total / targets.numel() / math.log(2)
 
     def record(self) -> curve.Row:
         """Evaluate and add a row to the curve."""
-        chars = self.steps_done * self.recipe.batch * self.recipe.length
+        chars = self.steps_done * self.recipe.batch * self.validation[0].shape[1]
         recent, self._recent = self._recent or [math.nan], []
         row = {
             "step": float(self.steps_done),

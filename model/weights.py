@@ -10,9 +10,8 @@ import safetensors.torch
 import torch
 
 from model import checkpoint
-from model.checkpoint import Checkpoint, CheckpointError
+from model.checkpoint import Checkpoint, CheckpointError, Codec
 from model.network import Network
-from model.tokenizer import Tokenizer
 
 
 def stored(network: Network) -> dict[str, torch.Tensor]:
@@ -41,10 +40,10 @@ def load(source: Checkpoint) -> Network:
     return network.eval()
 
 
-def save(network: Network, tokenizer: Tokenizer, folder: Path, training: dict[str, Any]) -> None:
+def save(network: Network, codec: Codec, folder: Path, training: dict[str, Any]) -> None:
     """Write a checkpoint: matrices in bf16; biases, decays and norms, which are few, in float32."""
     weights = {name: _stored_type(name, tensor) for name, tensor in stored(network).items()}
-    checkpoint.save(safetensors.torch.save(weights), network.config, tokenizer, folder, training)
+    checkpoint.save(safetensors.torch.save(weights), network.config, codec, folder, training)
 
 
 def _stored_type(name: str, tensor: torch.Tensor) -> torch.Tensor:

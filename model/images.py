@@ -1,0 +1,194 @@
+"""Sets of pictures: the emoji of two packages, CIFAR-10's binary batches, any folder.
+
+Fetched and checked as texts are (model/data.py). All variants of one picture (other gender, other style) fall on one
+side of the split, or a held-out picture would have been seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from model import data
+from model.data import DataError
+from model.pixels import Pixels, fit
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+EMOJI = {
+    "google": ("emoji-datasource-google@16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
+    "twitter": ("emoji-datasource-twitter@16.0.0", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"),
+}
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+NOT_FLIPPED = {"Flags", "Symbols"}  # mirrored, they are something else
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Pictures with their labels; parallel arrays."""
+
+    images: Pixels  # (N, H, W, 3)
+    label: NDArray[np.int64]  # (N) into labels
+    style: NDArray[np.int64]  # (N) into styles; 0 where there are none
+    part: NDArray[np.int64]  # (N) 0 training, 1 validation, 2 test
+    names: list[str]
+    labels: list[str]
+    styles: list[str]
+
+    def subset(self, part: int) -> ImageSet:
+        """One side of the split."""
+        keep = np.flatnonzero(self.part == part)
+        names = [self.names[i] for i in keep]
+        return ImageSet(
+            self.images[keep], self.label[keep], self.style[keep], self.part[keep], names, self.labels, self.styles
+        )
+
+    @property
+    def flips(self) -> NDArray[np.bool_]:
+        """(N) whether the mirrored picture is as good."""
+        return np.array([self.labels[i] not in NOT_FLIPPED for i in self.label], np.bool_)
+
+
+def load(source: str, size: int) -> ImageSet:
+    """An image set at ``size`` pixels, by name (emoji, cifar10) or by path. DataError says what is missing."""
+    path = Path(source)
+    if source == "emoji":
+        return _emoji(size)
+    if source == "cifar10":
+        return _cifar(_fetched_cifar(), size)
+    if path.is_dir():
+        return _cifar(path, size) if (path / "data_batch_1.bin").exists() else _folder(path, size)
+    raise DataError(f"{source!r} is neither a folder nor a known image set (emoji, cifar10)")
+
+
+def side(group: str) -> int:
+    """The part of a group of variants, by its hash: 90 / 5 / 5."""
+    share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:4], "big") / 2**32
+    return 0 if share < 0.9 else 1 if share < 0.95 else 2
+
+
+def group_of(unified: str) -> str:
+    """An emoji's code points without gender and presentation: what its variants share."""
+    points = re.sub(r"-(FE0F|200D-2640|200D-2642)", "", unified)
+    return re.sub(r"\b(1F468|1F469)\b", "1F9D1", points)
+
+
+def _emoji(size: int) -> ImageSet:
+    rows: list[tuple[Pixels, str, int, str, str]] = []
+    for number, style in enumerate(EMOJI):
+        files = _members(_package(style), f"package/img/{style}/64/")
+        for entry in sorted(json.loads(files["emoji.json"]), key=lambda e: int(e["sort_order"])):
+            both = all(entry[f"has_img_{name}"] for name in EMOJI)
+            if not both or entry["category"] == "Component":
+                continue
+            with Image.open(io.BytesIO(files[entry["image"]])) as image:
+                rows.append((fit(image, size), entry["category"], number, entry["unified"], entry["short_name"]))
+    labels = sorted({row[1] for row in rows})
+    return ImageSet(
+        np.stack([row[0] for row in rows]),
+        np.array([labels.index(row[1]) for row in rows]),
+        np.array([row[2] for row in rows]),
+        np.array([side(group_of(row[3])) for row in rows]),
+        [row[4] for row in rows],
+        labels,
+        list(EMOJI),
+    )
+
+
+def _members(path: Path, folder: str) -> dict[str, bytes]:
+    """emoji.json and the pictures of one folder, in the archive's own order: seeking in it would unpack it again."""
+    found = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.name == "package/emoji.json" or member.name.startswith(folder):
+                file = archive.extractfile(member)
+                if file is not None:
+                    found[Path(member.name).name] = file.read()
+    return found
+
+
+def _package(style: str) -> Path:
+    """The npm package's tarball, fetched once, checked always."""
+    package, sha256 = EMOJI[style]
+    kept = data.data_folder() / f"emoji-{style}.tgz"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as name:
+            data.run_client(["npm", "pack", "--silent", package], Path(name))
+            fetched = next(Path(name).glob("*.tgz"))
+            data.check(fetched.read_bytes(), sha256, package)
+            os.replace(fetched, kept)
+    data.check(kept.read_bytes(), sha256, str(kept))
+    return kept
+
+
+def _fetched_cifar() -> Path:
+    folder = data.data_folder() / "cifar-10-batches-bin"
+    if not folder.exists():
+        archive = data.data_folder() / "cifar-10-binary.tar.gz"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        archive.write_bytes(data.fetch_url(CIFAR_URL, CIFAR_SHA256))
+        with tarfile.open(archive) as file:
+            file.extractall(folder.parent, filter="data")
+    return folder
+
+
+def _cifar(folder: Path, size: int) -> ImageSet:
+    """The binary version: a byte of label, then 32 x 32 of red, of green, of blue."""
+    parts, labels, images = [], [], []
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        path = folder / name
+        if not path.exists():
+            raise DataError(f"{folder} lacks {name}")
+        raw = np.frombuffer(path.read_bytes(), np.uint8)
+        if len(raw) % 3073:
+            raise DataError(f"{path} is no CIFAR-10 batch: its size is no multiple of 3,073 bytes")
+        rows = raw.reshape(-1, 3073)
+        labels.append(rows[:, 0].astype(np.int64))
+        images.append(rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        parts.append(np.full(len(rows), 2 if name.startswith("test") else 0))
+    part = np.concatenate(parts)
+    part[np.flatnonzero(part == 0)[19::20]] = 1  # every twentieth training picture validates
+    names_file = folder / "batches.meta.txt"
+    label = np.concatenate(labels)
+    known = names_file.read_text().split() if names_file.exists() else [str(i) for i in range(int(label.max()) + 1)]
+    stacked = np.concatenate(images)
+    if size != 32:
+        stacked = np.stack([fit(Image.fromarray(image), size) for image in stacked])
+    return ImageSet(stacked, label, np.zeros_like(label), part, [str(i) for i in range(len(label))], known, [])
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _folder(folder: Path, size: int) -> ImageSet:
+    """Any folder; pictures in subfolders have the subfolder's name as label."""
+    paths = list(_pictures(folder))
+    if not paths:
+        raise DataError(f"{str(folder)!r} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(fit(image, size))
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} is no picture that can be read") from error
+    given = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
+    labels = sorted({name for name in given if name})
+    label = np.array([labels.index(name) if name else 0 for name in given])
+    names = [str(path.relative_to(folder)) for path in paths]
+    part = np.array([side(path.stem) for path in paths])
+    return ImageSet(np.stack(images), label, np.zeros_like(label), part, names, labels or ["picture"], [])

@@ -1,0 +1,90 @@
+"""Images <-> sequences of sub-pixels, and the condition that they begin with.
+
+An image (H, W, 3) is read row by row, R, G, B of a pixel side by side; each value is an id of its own, 0 ... 255. The
+ids above are conditions: one for each pair of a label (or any) and a style (or any). A sequence begins with one of
+them, as a text begins with the begin symbol.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.config import Raster
+
+Pixels = NDArray[np.uint8]  # (..., H, W, 3)
+NUM_VALUES = 256
+WHITE = 255
+
+
+class ImageError(ValueError):
+    """Bytes that are no image of the kind that is needed."""
+
+
+class PixelCodec:
+    """What a tokenizer is to text."""
+
+    def __init__(self, raster: Raster, labels: Sequence[str], styles: Sequence[str]) -> None:
+        self.raster, self.labels, self.styles = raster, list(labels), list(styles)
+
+    @property
+    def vocab_size(self) -> int:
+        """256 values and all conditions."""
+        return NUM_VALUES + (len(self.labels) + 1) * (len(self.styles) + 1)
+
+    def condition(self, label: str = "", style: str = "") -> int:
+        """The id of a condition; "" means any. ValueError lists what is known."""
+        places = []
+        for name, given, known in (("label", label, self.labels), ("style", style, self.styles)):
+            if given and given not in known:
+                raise ValueError(f"unknown {name}; known: {', '.join(known) or 'none'}")
+            places.append(known.index(given) + 1 if given else 0)
+        return NUM_VALUES + places[0] * (len(self.styles) + 1) + places[1]
+
+    def encode(self, image: Pixels) -> list[int]:
+        """(H, W, 3) -> H W 3 ids."""
+        ids: list[int] = image.reshape(-1).tolist()
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> Pixels:
+        """Ids in order, perhaps not all -> (H, W, 3); what is missing is white."""
+        flat = np.full(self.raster.size, WHITE, np.uint8)
+        flat[: len(ids)] = np.asarray(ids, np.uint8)
+        return flat.reshape(self.raster.height, self.raster.width, self.raster.channels)
+
+
+def to_png(image: Pixels) -> bytes:
+    """An image as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """RGB, transparent parts over white."""
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (WHITE,) * 4), rgba).convert("RGB")
+
+
+def fit(image: Image.Image, size: int) -> Pixels:
+    """Over white, reduced (Lanczos) into a white square of ``size``: (size, size, 3)."""
+    flat = over_white(image)
+    side = max(flat.size)
+    square = Image.new("RGB", (side, side), (WHITE,) * 3)
+    square.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def sheet(images: Sequence[Pixels], columns: int, scale: int = 1, gap: int = 1) -> Pixels:
+    """Many images of one size as one, row by row, a white gap between them."""
+    height, width, channels = images[0].shape
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), WHITE, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return canvas.repeat(scale, 0).repeat(scale, 1)
