@@ -30,14 +30,14 @@ class Windows:
             )
         self.ids, self.length, self.begin, self.share, self.seed = ids, length, tokenizer.begin, begin_share, seed
         newline = tokenizer.encode("\n")
-        after = np.flatnonzero(ids[: len(ids) - length] == newline[0]) + 1 if len(newline) == 1 else ids[:0]
+        after = np.flatnonzero(ids[: len(ids) - length - 1] == newline[0]) + 1 if len(newline) == 1 else ids[:0]
         # what follows an empty line is the nearest to a beginning that plain text has
         empty = after[np.isin(after - 1, after)]
         self.starts = next((s for s in (empty, after) if len(s)), np.zeros(1, np.int64))
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (size, length) int64 of a step."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), step]))
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), step], np.uint64)))
         offsets = rng.integers(0, len(self.ids) - self.length, size)
         beginning = rng.random(size) < self.share
         offsets = np.where(beginning, self.starts[rng.integers(0, len(self.starts), size)], offsets)

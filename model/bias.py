@@ -111,7 +111,7 @@ class Conv(Bias):
         w = self.w.float()
         centred = w - w.mean(1, keepdim=True)
         # a window of one weight has no spread; the paper's form is then beta alone
-        spread = centred.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+        spread = centred.square().mean(1, keepdim=True).clamp(min=1e-24).sqrt()
         return (self.gamma * centred / spread + self.beta)[None]
 
 

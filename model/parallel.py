@@ -43,7 +43,7 @@ class Mixed(NamedTuple):
 
 def chunk_length(length: int, window: int) -> int:
     """L for T positions: all of them, or CHUNK, or the window where that is longer."""
-    return length if length <= AT_ONCE else max(CHUNK, window)
+    return length if length <= AT_ONCE else min(length, max(CHUNK, window))
 
 
 def mix(k: Tensor, v: Tensor, bias: Bias, state: State | None = None, *, keep_state: bool = False) -> Mixed:
