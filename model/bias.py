@@ -134,6 +134,10 @@ class Absolute(Bias):
         logs = torch.where((offsets >= 0) & (offsets < self.window), logs, 0.0)
         return torch.where(offsets >= 0, logs.exp(), 0.0)[None]
 
+    def _inside(self, positions: Tensor) -> Tensor:
+        # a stream that has ended still stands in a batch beside others: any weight will do for it
+        return positions.clamp(max=self.max_model_len - 1)
+
     def pairs(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """The weights of rows (Q, L, 1) at offsets (L, s + L) -> (Q, L, s + L); anything outside the window."""
         raise TypeError("an absolute bias is Free or Factorised")
@@ -148,7 +152,7 @@ class Free(Absolute):
 
     def band(self, positions: Tensor) -> Tensor:
         """(N, 1, s): the rows of the table."""
-        return self.w.float()[positions][:, None]
+        return self.w.float()[self._inside(positions)][:, None]
 
     def pairs(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Look the pairs up."""
@@ -165,6 +169,7 @@ class Factorised(Absolute):
 
     def band(self, positions: Tensor) -> Tensor:
         """(N, 1, s): each position's row times its window's columns."""
+        positions = self._inside(positions)
         columns = positions[:, None] - torch.arange(self.window, device=positions.device)
         window = self.v.float()[columns.clamp(min=0)]
         return torch.einsum("nr,nsr->ns", self.u.float()[positions], window)[:, None]

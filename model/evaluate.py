@@ -42,6 +42,10 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
 
     So each character has between ``length - stride`` and ``length`` characters of context, where the text has them.
     """
+    if start < 1 or stride > length:
+        raise ValueError(
+            f"stride {stride} and start {start}: a stride is at most the window of {length}, a start at least 1"
+        )
     count = len(ids) - start
     scored = np.zeros(count)
     firsts = range(0, count, stride)
@@ -65,6 +69,8 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
 @torch.inference_mode()
 def by_depth(network: Network, ids: Ids, start: int, depth: int) -> Bits:
     """Bits of ids[start:], each after ``depth`` to twice ``depth`` characters of one uninterrupted stream."""
+    if not 1 <= depth <= start:
+        raise ValueError(f"depth {depth}: there are {start} characters before the scored ones")
     count = len(ids) - start
     scored = np.zeros(count)
     size = min(depth, count)

@@ -44,6 +44,8 @@ def serve(
     except ValidationError as error:
         first = error.errors()[0]
         raise fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except ValueError as error:  # a list in the environment that is no JSON
+        raise fail(f"{error}; lists are JSON, such as '[\"shakespeare\"]'") from None
     raise typer.Exit(run(settings))
 
 

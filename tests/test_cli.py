@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from model.checkpoint import Checkpoint
-from model.recipe import Recipe
+from model.recipe import Recipe, make
 from model.runs import make_trainer
 from service.cli import app
 
@@ -52,7 +52,8 @@ def small_recipe() -> Iterator[None]:
     def fit(name: str, corpus: str, minutes: float, seed: int) -> Recipe:
         assert (minutes, seed) == (0.05, 3)
         sizes = {"length": 32, "batch": 16, "steps": 40, "warmup_steps": 4, "eval_every": 20, "save_every": 20}
-        recipe = Recipe(name=name, corpus=corpus, preset="tiny", seed=seed, **sizes)
+        fields = {"name": name, "corpus": corpus, "preset": "tiny", "seed": seed, **sizes}
+        recipe = make("a recipe", fields)
         make_trainer(recipe, Path("/nonexistent"))  # what is wrong with a text is found here
         return recipe
 

@@ -299,7 +299,7 @@ def test_a_reader_that_lags_pauses_itself_alone() -> None:
             await until(lambda: lagging.paused)
             other = made.submit("other", max_tokens=100)
             assert await collect(other) == (expected("other", 0, 100), Outcome.LENGTH)
-            assert (lagging.pending, lagging.num_generated) == (MAX_PENDING, MAX_PENDING)
+            assert (lagging.num_delivered, lagging.num_generated) == (MAX_PENDING, MAX_PENDING)
             assert lagging.slot is not None
             tokens: list[int] = []
             while len(tokens) < 300:

@@ -197,7 +197,7 @@ def test_a_paused_generation_has_no_job() -> None:
     s.add(lagging)
     s.add(other)
     book(s.schedule(0.0))
-    lagging.pending = MAX_PENDING
+    lagging.num_delivered = MAX_PENDING
     assert [g for g, _ in s.schedule(0.0)] == [other]
-    lagging.pending -= 1
+    lagging.num_taken += 1
     assert [g for g, _ in s.schedule(0.0)] == [lagging, other]
