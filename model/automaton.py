@@ -31,45 +31,46 @@ def stops(
     Begin is never drawn; neither is end where it is ignored. Aho and Corasick 1975, over bytes, then over tokens.
     """
     step = _bytes_automaton(strings)
+    states = np.arange(len(step))
     table = np.zeros((len(step), len(token_bytes)), np.int32)
-    for state in range(len(step)):
-        for token, written in enumerate(token_bytes):
-            at = state
-            for byte in written:
-                at = ACCEPT if at == ACCEPT else step[at][byte]
-            table[state, token] = at
+    for token, written in enumerate(token_bytes):
+        at = states
+        for byte in written:  # all states at once; the accepting one leads to itself
+            at = step[at, byte]
+        table[:, token] = at
     table[:, begin] = FORBIDDEN
     table[:, end] = FORBIDDEN if ignore_end else ACCEPT
     return Automaton(table)
 
 
-def _bytes_automaton(strings: Sequence[bytes]) -> list[list[int]]:
-    """``step[state][byte]``, complete; state 0 is the root and state 1 accepts."""
+def _bytes_automaton(strings: Sequence[bytes]) -> NDArray[np.int32]:
+    """``step[state, byte]``, complete; state 0 is the root and state 1 accepts."""
     children: list[dict[int, int]] = [{}, {}]
     for string in strings:
         state = 0
-        for i, byte in enumerate(string):
-            if state == ACCEPT:  # another stop is complete before this one
-                break
-            last = i == len(string) - 1
-            if last:
-                children[state][byte] = ACCEPT
-            elif byte not in children[state]:
+        for byte in string[:-1]:
+            if byte not in children[state]:
                 children.append({})
                 children[state][byte] = len(children) - 1
             state = children[state][byte]
-    step = [[0] * 256 for _ in children]
-    step[ACCEPT] = [ACCEPT] * 256
+            if state == ACCEPT:  # another stop is complete before this one
+                break
+        else:
+            children[state][string[-1]] = ACCEPT
+    step = np.zeros((len(children), 256), np.int32)
+    step[ACCEPT] = ACCEPT
     fallback = [0] * len(children)
     waiting = deque([0])
     while waiting:
         state = waiting.popleft()
-        for byte in range(256):
-            below = step[fallback[state]][byte] if state else 0
-            child = children[state].get(byte)
-            # where a shorter stop ends inside a longer one, it is complete first
-            step[state][byte] = below if child is None or below == ACCEPT else child
-            if child is not None and child != ACCEPT and below != ACCEPT:
+        if state:
+            step[state] = step[fallback[state]]
+        for byte, child in children[state].items():
+            below = int(step[state, byte])  # where a shorter stop ends inside a longer one, it is complete first
+            if below == ACCEPT:
+                continue
+            step[state, byte] = child
+            if child != ACCEPT:
                 fallback[child] = below
                 waiting.append(child)
     return step

@@ -1,4 +1,7 @@
-"""Windows of a corpus, pictures of a set. What a step reads depends on (seed, step) alone, so that a run resumes exactly."""
+"""Windows of a corpus, pictures of a set.
+
+What a step reads depends on (seed, step) alone, so that a run resumes exactly.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +54,14 @@ class Windows:
             )
         self.ids, self.length, self.begin, self.share, self.seed = ids, length, tokenizer.begin, begin_share, seed
         newline = tokenizer.encode("\n")
-        after = np.flatnonzero(ids[: len(ids) - length] == newline[0]) + 1 if len(newline) == 1 else ids[:0]
+        after = np.flatnonzero(ids[: len(ids) - length - 1] == newline[0]) + 1 if len(newline) == 1 else ids[:0]
         # what follows an empty line is the nearest to a beginning that plain text has
         empty = after[np.isin(after - 1, after)]
         self.starts = next((s for s in (empty, after) if len(s)), np.zeros(1, np.int64))
 
     def batch(self, step: int, size: int) -> Examples:
         """Inputs and targets (size, length) int64 of a step."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), step]))
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), step], np.uint64)))
         offsets = rng.integers(0, len(self.ids) - self.length, size)
         beginning = rng.random(size) < self.share
         offsets = np.where(beginning, self.starts[rng.integers(0, len(self.starts), size)], offsets)
@@ -84,7 +87,7 @@ def conditions(pictures: ImageSet, codec: PixelCodec) -> NDArray[np.int64]:
 
 
 class Pictures:
-    """Random pictures: mirrored where that is as good, a little brighter or darker, sometimes with less said of them."""
+    """Random pictures: mirrored where that is as good, a little brighter or darker, now and then with less said."""
 
     def __init__(self, pictures: ImageSet, codec: PixelCodec, brightness: int, any_share: float, seed: int) -> None:
         self.pictures, self.codec, self.brightness, self.any_share, self.seed = (
@@ -98,7 +101,7 @@ class Pictures:
 
     def batch(self, step: int, size: int) -> Examples:
         """Inputs and targets (size, H W 3) int64 of a step."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), step]))
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), step], np.uint64)))
         chosen = rng.integers(0, len(self.pictures.images), size)
         images = self.pictures.images[chosen]
         mirrored = self.flips[chosen] & (rng.random(size) < 0.5)

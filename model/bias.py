@@ -115,7 +115,7 @@ class Conv(Bias):
         w = self.w.float()
         centred = w - w.mean(1, keepdim=True)
         # a window of one weight has no spread; the paper's form is then beta alone
-        spread = centred.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
+        spread = centred.square().mean(1, keepdim=True).clamp(min=1e-24).sqrt()
         return (self.gamma * centred / spread + self.beta)[None]
 
 
@@ -138,6 +138,10 @@ class Absolute(Bias):
         logs = torch.where((offsets >= 0) & (offsets < self.window), logs, 0.0)
         return torch.where(offsets >= 0, logs.exp(), 0.0)[None]
 
+    def _inside(self, positions: Tensor) -> Tensor:
+        # a stream that has ended still stands in a batch beside others: any weight will do for it
+        return positions.clamp(max=self.max_model_len - 1)
+
     def pairs(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """The weights of rows (Q, L, 1) at offsets (L, s + L) -> (Q, L, s + L); anything outside the window."""
         raise TypeError("an absolute bias is Free or Factorised")
@@ -152,7 +156,7 @@ class Free(Absolute):
 
     def band(self, positions: Tensor) -> Tensor:
         """(N, 1, s): the rows of the table."""
-        return self.w.float()[positions][:, None]
+        return self.w.float()[self._inside(positions)][:, None]
 
     def pairs(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Look the pairs up."""
@@ -169,6 +173,7 @@ class Factorised(Absolute):
 
     def band(self, positions: Tensor) -> Tensor:
         """(N, 1, s): each position's row times its window's columns."""
+        positions = self._inside(positions)
         columns = positions[:, None] - torch.arange(self.window, device=positions.device)
         window = self.v.float()[columns.clamp(min=0)]
         return torch.einsum("nr,nsr->ns", self.u.float()[positions], window)[:, None]
@@ -199,7 +204,8 @@ class RasterBias(Bias):
         rows, columns = -behind.div(self.row, rounding_mode="floor"), place - behind % self.row
         inside = (columns.abs() <= reach) & (rows < config.window // self.row)
         index = torch.where(inside, rows * (2 * reach + 1) + columns + reach, -1)
-        self.register_buffer("index", index, persistent=False)  # (W, s) into w of a head; -1: no weight
+        self.index: Tensor  # (W, s) into w of a head; -1: no weight
+        self.register_buffer("index", index, persistent=False)
 
     def chunk_multiple(self) -> int:
         """Whole rows."""

@@ -122,7 +122,7 @@ class Checkpoint:
 
 
 def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, training: dict[str, Any]) -> None:
-    """Write a checkpoint folder atomically: a reader sees the old one or the new one. README.md and others are kept."""
+    """Write a checkpoint folder, never half of one; the old one stays where it fails. Other files are kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -158,7 +158,11 @@ def _swap(new: Path, folder: Path) -> None:
     if folder.exists():
         old = new.with_name(new.name + ".old")
         os.replace(folder, old)
-        os.replace(new, folder)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
         shutil.rmtree(old)
     else:
         os.replace(new, folder)

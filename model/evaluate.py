@@ -42,6 +42,10 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
 
     So each character has between ``length - stride`` and ``length`` characters of context, where the text has them.
     """
+    if start < 1 or stride > length:
+        raise ValueError(
+            f"stride {stride} and start {start}: a stride is at most the window of {length}, a start at least 1"
+        )
     count = len(ids) - start
     scored = np.zeros(count)
     firsts = range(0, count, stride)
@@ -65,6 +69,8 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
 @torch.inference_mode()
 def by_depth(network: Network, ids: Ids, start: int, depth: int) -> Bits:
     """Bits of ids[start:], each after ``depth`` to twice ``depth`` characters of one uninterrupted stream."""
+    if not 1 <= depth <= start:
+        raise ValueError(f"depth {depth}: there are {start} characters before the scored ones")
     count = len(ids) - start
     scored = np.zeros(count)
     size = min(depth, count)
@@ -91,6 +97,16 @@ def _stream(network: Network, tokens: torch.Tensor) -> Iterator[Bits]:
         piece = tokens[:, at : at + PIECE + 1]
         logits, states = network(piece[:, :-1], states)
         yield _bits(logits, piece[:, 1:]).numpy()
+
+
+@torch.inference_mode()
+def per_dimension(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Bits per sub-pixel of images as sequences (N, H W 3)."""
+    total = 0.0
+    for x, y in zip(inputs.split(ROWS), targets.split(ROWS), strict=True):
+        logits, _ = network(x)
+        total += float(_bits(logits, y).sum())
+    return total / targets.numel()
 
 
 def _groups(items: list[int], size: int) -> Iterator[list[int]]:

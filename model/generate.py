@@ -1,12 +1,15 @@
-"""Text in process: one stream of one checkpoint, without HTTP."""
+"""Text and images in process: one stream of one checkpoint, without HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.automaton import stops
+import numpy as np
+
+from model.automaton import FORBIDDEN, Automaton, stops
 from model.checkpoint import Checkpoint
+from model.pixels import NUM_VALUES, PixelCodec, Pixels
 from model.runtime.base import Draw, Job, Runtime
 from model.sampling import SamplingParams
 from model.tokenizer import IncrementalDecoder
@@ -35,3 +38,31 @@ def generate(folder: Path, prompt: str, max_tokens: int, *, temperature: float =
         if done.stopped is not None:
             break
     yield decoder.finish()
+
+
+def values_only(codec: PixelCodec) -> Automaton:
+    """The automaton of an image: values may be drawn, conditions may not; nothing stops it but its size."""
+    table = np.zeros((2, codec.vocab_size), np.int32)
+    table[:, NUM_VALUES:] = FORBIDDEN
+    return Automaton(table)
+
+
+def draw(
+    folder: Path, label: str = "", style: str = "", *, temperature: float = 1.0, seed: int = 0, sample: int = 0
+) -> Iterator[Pixels]:
+    """An image (H, W, 3) row by row: each is the one before with one more row; the rest is white.
+
+    CheckpointError for a text model, ValueError for a label or style that the model does not know.
+    """
+    from model.runtime.eager import EagerRuntime
+
+    checkpoint = Checkpoint(folder)
+    codec = checkpoint.pixels
+    runtime: Runtime = EagerRuntime(checkpoint, num_slots=1)
+    params = SamplingParams(temperature=temperature, seed=seed, sample=sample)
+    tokens, values, automaton = [codec.condition(label, style)], list[int](), values_only(codec)
+    while len(values) < codec.raster.size:
+        (done,) = runtime.run([Job(0, tokens, draw=Draw(params, codec.raster.row, automaton))])
+        values += done.drawn
+        tokens = done.drawn[-1:]
+        yield codec.decode(values)

@@ -125,13 +125,18 @@ class Network(nn.Module):
         return self.norm(x), after
 
     def _embedded(self, tokens: Tensor, states: list[State] | None) -> Tensor:
+        y: Tensor
         if isinstance(self.embed, nn.Embedding):
-            return self.embed(tokens)
+            y = self.embed(tokens)
+        else:
+            y = self.embed(tokens, self._positions(tokens, states))
+        return y
+
+    def _positions(self, tokens: Tensor, states: list[State] | None) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if states:
             positions = positions + states[0].position[:, None]
-        y: Tensor = self.embed(tokens, positions)
-        return y
+        return positions
 
     @property
     def num_scanned(self) -> int:

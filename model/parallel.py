@@ -46,7 +46,7 @@ def chunk_length(length: int, bias: Bias) -> int:
     if length <= AT_ONCE:
         return length
     multiple = bias.chunk_multiple()
-    return -(-max(CHUNK, bias.window) // multiple) * multiple
+    return min(length, -(-max(CHUNK, bias.window) // multiple) * multiple)
 
 
 def mix(k: Tensor, v: Tensor, bias: Bias, state: State | None = None, *, keep_state: bool = False) -> Mixed:

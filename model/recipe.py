@@ -22,7 +22,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # the checkpoint's folder
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]{0,63}$")]  # the checkpoint's folder
     kind: Literal["text", "image"] = "text"
     corpus: str  # a name from model/data.py or model/images.py, a file or a folder
     tokenizer: Literal["auto", "characters", "bytes"] = "auto"  # auto: characters where the corpus is UTF-8
@@ -60,12 +60,19 @@ class Recipe(BaseModel):
 def read(path: Path) -> Recipe:
     """A recipe from TOML. RecipeError names what is wrong."""
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text()))
+        fields = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from error
+    return make(str(path), fields)
+
+
+def make(where: str, fields: dict[str, Any]) -> Recipe:
+    """A recipe from its fields. RecipeError names the first that is wrong, in one line."""
+    try:
+        return Recipe.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise RecipeError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def fit(name: str, corpus: str, num_chars: int, **changes: Any) -> Recipe:
@@ -81,4 +88,5 @@ def fit(name: str, corpus: str, num_chars: int, **changes: Any) -> Recipe:
     # a text shorter than a few windows still trains
     while length > 16 and num_chars * 5 // 100 < 2 * length:
         length //= 2
-    return Recipe(name=name, corpus=corpus, model=size, length=length, batch=8192 // length, **changes)
+    fields = {"name": name, "corpus": corpus, "model": size, "length": length, "batch": 8192 // length, **changes}
+    return make("a recipe for one's own text", fields)

@@ -20,6 +20,10 @@ Floats = NDArray[np.float64]
 FORBIDDEN_BIAS = -100.0  # a bias of -100 means never, however large the logit
 
 
+class NothingToDrawError(ValueError):
+    """Every token is forbidden, or the logits are not numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to draw; the defaults draw from the model as it is."""
@@ -98,10 +102,10 @@ def truncate(scores: Floats, params: SamplingParams) -> Floats:
 
 
 def draw(scores: Floats, params: SamplingParams, position: int) -> int:
-    """One token from penalised, masked scores (V). ValueError where nothing may be drawn."""
+    """One token from penalised, masked scores (V). NothingToDrawError where none may be drawn."""
     best = int(scores.argmax())
-    if not scores[best] > -math.inf:  # also where a score is NaN
-        raise ValueError("no token may be drawn: every one is forbidden, or the logits are not numbers")
+    if not math.isfinite(scores[best]):  # argmax finds a NaN first
+        raise NothingToDrawError("no token may be drawn: every one is forbidden, or the logits are not numbers")
     if params.temperature == 0:
         return best
     cumulative = np.cumsum(truncate(scores, params))

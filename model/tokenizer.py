@@ -120,14 +120,14 @@ class Characters(_Table):
 
 def train_characters(text: str) -> Characters:
     """A character model whose alphabet is all of ``text``'s characters."""
-    alphabet = sorted(set(text) - {SPACE, "\0", "\n", "\r"})
+    alphabet = sorted(set(text) - {SPACE, "\0", "\n", "\r"} | {" "})
     sentences = ["".join(alphabet[i : i + 512]) for i in range(0, len(alphabet), 512)]
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=buffer,
         model_type="char",
-        vocab_size=len(set(alphabet) | {" "}) + 256 + 3,
+        vocab_size=len(alphabet) + 256 + 3,
         hard_vocab_limit=False,
         character_coverage=1.0,
         byte_fallback=True,

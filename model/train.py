@@ -150,6 +150,7 @@ class Trainer:
 
     def run(self, report: Report, after_step: Callable[[Trainer, float], None] | None = None) -> None:
         """To the end, from wherever the folder's state stands; saves and evaluates on the way."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         while not self.done:
             loss = self.step()
             if after_step:

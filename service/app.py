@@ -19,7 +19,7 @@ from service import errors
 from service.engine import Engine, Served
 from service.loading import load_models
 from service.metrics import Metrics
-from service.middleware import RequestId
+from service.middleware import Envelope
 from service.routes import completions, health, models
 from service.settings import Settings
 from service.state import Service
@@ -56,8 +56,7 @@ def create_app(
         app.include_router(route.router)
     app.add_exception_handler(errors.ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _fault)
-    app.add_middleware(RequestId, metrics=service.metrics)
+    app.add_middleware(Envelope, metrics=service.metrics)
     return app
 
 
@@ -93,8 +92,3 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     return (errors.method_not_allowed(headers) if error.status_code == 405 else errors.not_found()).response()
-
-
-async def _fault(_: Request, error: Exception) -> Response:
-    log.error("a request failed", exc_info=error)
-    return errors.internal().response()

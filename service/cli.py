@@ -44,6 +44,8 @@ def serve(
     except ValidationError as error:
         first = error.errors()[0]
         raise fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except ValueError as error:  # a list in the environment that is no JSON
+        raise fail(f"{error}; lists are JSON, such as '[\"shakespeare\"]'") from None
     raise typer.Exit(run(settings))
 
 
@@ -51,12 +53,15 @@ def serve(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "",
     model: Annotated[str, typer.Option(help="Name of the checkpoint.")] = "shakespeare",
+    image: Annotated[Path | None, typer.Option(help="Draw an image with an image model, into this PNG file.")] = None,
+    label: Annotated[str, typer.Option("--class", help="What the image shows; empty: anything.")] = "",
+    style: Annotated[str, typer.Option(help="The style of the image; empty: any.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.8,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
-    """Write text to the terminal, in process."""
+    """Write text to the terminal, or draw an image, in process."""
     import secrets
 
     from model.generate import generate as stream
@@ -64,6 +69,11 @@ def generate(
 
     try:
         chosen = secrets.randbits(31) if seed is None else seed
+        if image is not None:
+            from service.drawing import run
+
+            run(checkpoints / model, image, label, style, temperature, chosen)
+            return
         for part in stream(checkpoints / model, prompt, max_tokens, temperature=temperature, seed=chosen):
             sys.stdout.write(part)
             sys.stdout.flush()
@@ -130,6 +140,34 @@ def evaluate(
         run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot)
     except (ValueError, DataError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at data.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def show(
+    source: Annotated[str, typer.Argument(help="An image set: emoji, cifar10, or a folder.")],
+    out: Annotated[Path, typer.Argument(help="PNG file of a contact sheet.")],
+    size: Annotated[int, typer.Option(min=1, help="Pixels of a picture's side.")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 96,
+    part: Annotated[int, typer.Option(min=0, max=2, help="0 training, 1 validation, 2 test.")] = 2,
+) -> None:
+    """Draw a contact sheet of an image set."""
+    from model import images, pixels
+    from model.data import DataError
+
+    try:
+        pictures = images.load(source, size).subset(part)
+    except DataError as error:
+        raise fail(str(error)) from None
+    if not pictures.names:
+        raise fail(f"this part of {source} has no pictures")
+    out.write_bytes(pixels.to_png(pixels.sheet(list(pictures.images[:count]), columns=24, scale=2)))
+    typer.echo(
+        f"{min(count, len(pictures.names))} of {len(pictures.names)} pictures; labels: {', '.join(pictures.labels)}"
+    )
 
 
 def main() -> None:

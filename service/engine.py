@@ -157,7 +157,7 @@ class Engine:
                 if burst.outcome is not None:
                     model.scheduler.remove(generation)
                 if burst.tokens or burst.outcome is not None:
-                    generation.pending += 1
+                    generation.num_delivered += 1
                     bursts.append((generation, burst))
             self._gauge(model)
         if bursts and not self._loop.is_closed():
@@ -169,10 +169,12 @@ class Engine:
             generation.num_computed += len(job.tokens)
             self._metrics.prompt_tokens.labels(model.name).inc(len(job.tokens))
         if not done.drawn:
-            return Burst([])
+            return Burst([], Outcome.ERROR if done.stopped is Stop.FAULT else None)
         self._observe(generation, len(done.drawn), now)
         generation.num_generated += len(done.drawn)
         generation.last_token = done.drawn[-1]
+        if done.stopped is Stop.FAULT:
+            return Burst(done.drawn, Outcome.ERROR)
         if done.stopped is not None:
             return Burst(done.drawn, Outcome.STOP if done.stopped is Stop.ACCEPT else Outcome.LENGTH)
         return Burst(done.drawn, Outcome.LENGTH if generation.num_generated >= generation.max_tokens else None)

@@ -10,10 +10,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from model import data
-from model.batches import encode
+from model import data, images, pixels
+from model.batches import conditions, encode, examples
 from model.checkpoint import Checkpoint
-from model.evaluate import Depth, by_depth, compare, windows
+from model.evaluate import Depth, by_depth, compare, per_dimension, windows
+from model.network import Network
 from model.tokenizer import Bytes
 from model.weights import load
 
@@ -30,6 +31,9 @@ def run(
     """Evaluate a checkpoint on the test split of a corpus."""
     checkpoint = Checkpoint(folder)
     network = load(checkpoint).freeze()
+    if checkpoint.config.kind == "image":
+        _run_images(checkpoint, network, corpus, json_file)
+        return
     recipe = checkpoint.config.training.get("recipe", {})
     source, length = corpus or recipe.get("corpus"), int(recipe.get("length", 512))
     if not source:
@@ -59,6 +63,29 @@ def run(
         json_file.write_text(json.dumps(result, indent=2) + "\n")
     if plot:
         _plot(result, rows, plot)
+
+
+def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, json_file: Path | None) -> None:
+    """Bits per dimension of the held-out pictures, with their condition and without, beside WebP's."""
+    codec = checkpoint.pixels
+    source = corpus or checkpoint.config.training.get("recipe", {}).get("corpus")
+    if not source:
+        raise ValueError("the checkpoint does not say what it was trained on: name an image set with --corpus")
+    held_out = images.load(source, codec.raster.width).subset(2)
+    known = conditions(held_out, codec)
+    anything = np.full_like(known, codec.condition())
+    sheet = pixels.sheet(list(held_out.images), columns=16, gap=0)
+    result = {
+        "model": checkpoint.name,
+        "corpus": source,
+        "pictures": len(held_out.names),
+        "bits_per_dimension": per_dimension(network, *examples(held_out.images, known)),
+        "bits_per_dimension_without_condition": per_dimension(network, *examples(held_out.images, anything)),
+        "webp_bits_per_dimension": len(pixels.to_webp(sheet)) * 8 / held_out.images.size,
+    }
+    Console().print(result)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _print(result: dict[str, Any], rows: list[Depth]) -> None:

@@ -1,20 +1,26 @@
-"""Pure ASGI middleware: a request id on every answer, and one outcome for every request that no route counts."""
+"""Pure ASGI middleware: what every answer has, an id and one outcome in the metrics."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import secrets
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import errors
 from service.metrics import Metrics
 from service.request import Outcome
 
 log = logging.getLogger("aft.requests")
+PROBES = ("/readyz", "/livez", "/metrics")
+DISCARD_BYTES = 64 << 20
+DISCARD_SECONDS = 2.0
 
 
-class RequestId:
-    """Gives each request an id of ours; counts refusals."""
+class Envelope:
+    """Gives each request an id of ours, answers a fault of ours, counts what no route has counted."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -24,20 +30,51 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id = secrets.token_hex(8)
+        status = 0
 
         async def tagged(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                self._count(scope["path"], message["status"])
+                status = message["status"]
                 headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"x-request-id"]
                 message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+            elif status == 413 and not message.get("more_body"):
+                # a client that is still sending would see a reset instead of the answer
+                await send({**message, "more_body": True})
+                await _discard(receive)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
-        await self._app(scope, receive, tagged)
+        try:
+            await self._app(scope, receive, tagged)
+        except Exception:  # a fault of ours, whatever it is; the process goes on
+            log.exception("%s %s failed", request_id, scope["path"])
+            if status:
+                raise
+            await errors.internal().response()(scope, receive, tagged)
+        if not state.get("counted") and scope["path"] not in PROBES:
+            self._count(scope, status)
 
-    def _count(self, path: str, status: int) -> None:
-        """Refusals; what was admitted counts itself where it ends."""
-        if status in (400, 401, 404, 405, 413, 415, 429, 503) and path not in ("/readyz", "/livez", "/metrics"):
-            endpoint = "completions" if path == "/v1/completions" else "other"
-            self._metrics.requests.labels("", endpoint, Outcome.REJECTED.value).inc()
+    def _count(self, scope: Scope, status: int) -> None:
+        outcome = Outcome.STOP if status < 400 else Outcome.ERROR if status == 500 else Outcome.REJECTED
+        self._metrics.requests.labels("", _endpoint(scope), outcome.value).inc()
+
+
+def _endpoint(scope: Scope) -> str:
+    if scope["path"] == "/v1/completions" and scope["method"] == "POST":
+        return "completions"
+    return "models" if scope["path"].startswith("/v1/models") and scope["method"] == "GET" else "other"
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while and forget it."""
+    left = DISCARD_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return

@@ -52,7 +52,8 @@ class Generation:
     admitted: float | None = None
     first_token: float | None = None
     last_delivery: float | None = None
-    pending: int = 0  # bursts that the reader has not taken
+    num_delivered: int = 0  # bursts; written by the engine alone
+    num_taken: int = 0  # bursts; written by the event loop alone
     _channel: asyncio.Queue[Burst] = field(default_factory=asyncio.Queue)
 
     @property
@@ -63,7 +64,7 @@ class Generation:
     @property
     def paused(self) -> bool:
         """The reader lags: generating more would only fill memory."""
-        return self.pending >= MAX_PENDING
+        return self.num_delivered - self.num_taken >= MAX_PENDING
 
     def deliver(self, burst: Burst) -> None:
         """Put a burst into the channel; on the event loop."""
@@ -72,5 +73,5 @@ class Generation:
     async def next(self) -> Burst:
         """The next burst; on the event loop."""
         burst = await self._channel.get()
-        self.pending -= 1
+        self.num_taken += 1
         return burst

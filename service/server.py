@@ -68,8 +68,8 @@ class Server(uvicorn.Server):
             self.service.draining = True
             self._drain = asyncio.get_running_loop().create_task(self._finish())
         else:
-            self.service.cut_off.set()
-            self.should_exit = self.force_exit = True
+            self.service.cut_off.set()  # every stream gets its last event now
+            self.should_exit = True
 
     async def _finish(self) -> None:
         """Wait for the running streams, then let uvicorn end."""

@@ -74,8 +74,9 @@ class EventStream(Response):
 
     async def _pump(self, watcher: asyncio.Future[None], send: Send) -> None:
         upcoming: asyncio.Future[bytes] | None = None
+        ended = False
         try:
-            while not watcher.done():
+            while not ended and not watcher.done():
                 upcoming = upcoming or asyncio.ensure_future(anext(self._source))
                 await asyncio.wait((upcoming, watcher), timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED)
                 if watcher.done():
@@ -85,12 +86,10 @@ class EventStream(Response):
                     try:
                         part = upcoming.result()
                     except StopAsyncIteration:
-                        await send({"type": "http.response.body", "body": b"", "more_body": False})
-                        return
-                    finally:
-                        upcoming = None
+                        part = b""
+                    ended, upcoming = not part, None
                 async with asyncio.timeout(self._stalled):
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    await send({"type": "http.response.body", "body": part, "more_body": not ended})
         finally:
             if upcoming is not None:
                 upcoming.cancel()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import curve
-from model.recipe import Recipe
+from model.recipe import Recipe, make
 from model.runs import fit_minutes
 from model.runs import train as run_recipe
 from model.train import Trainer
@@ -23,7 +23,7 @@ def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -
     """The recipe for a text of one's own: the one that an interrupted run chose, or one that fits the minutes."""
     kept = runs / name / KEPT
     if kept.exists():
-        recipe = Recipe.model_validate_json(kept.read_bytes())
+        recipe = make(str(kept), json.loads(kept.read_bytes()))
         if recipe.corpus == str(source):
             return recipe
         raise ValueError(f"{kept.parent} holds a run on {recipe.corpus}; remove it or choose another name")

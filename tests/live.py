@@ -15,16 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import checkpoints_for_tests
 import httpx
-import torch
 import uvicorn
 from fake_runtime import FakeRuntime
 from prometheus_client.parser import text_string_to_metric_families
 
-from model import weights
-from model.config import preset
-from model.network import Network
-from model.tokenizer import Bytes, Tokenizer, train_characters
+from model.tokenizer import Bytes
 from service.app import create_app
 from service.engine import Served
 from service.metrics import Metrics
@@ -32,26 +29,12 @@ from service.scheduler import Scheduler
 from service.settings import Settings
 
 AFT = Path(sys.executable).with_name("aft")
-ALPHABET = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,é€"
-
-
-def make_checkpoint(folder: Path, tokenizer: Tokenizer | None = None, **changes: object) -> Path:
-    """A small untrained model in a folder; its name is the folder's."""
-    tokenizer = tokenizer or train_characters(ALPHABET)
-    torch.manual_seed(1)
-    network = Network(preset("tiny", tokenizer.vocab_size, **changes))
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.ndim == 2 and "bias" not in name:
-                torch.nn.init.normal_(parameter, std=0.3)
-    weights.save(network, tokenizer, folder, {})
-    return folder
 
 
 def make_checkpoints(folder: Path) -> Path:
-    """Two models: characters without an end, and bytes that end after 200 positions."""
-    make_checkpoint(folder / "tiny")
-    make_checkpoint(folder / "short", Bytes(), decay=False, max_model_len=200)
+    """Two models: characters without an end, and characters that end after MAX_LEN positions."""
+    checkpoints_for_tests.characters(folder / "tiny")
+    checkpoints_for_tests.ending(folder / "short")
     return folder
 
 
@@ -76,6 +59,7 @@ class Client:
     def __init__(self, port: int) -> None:
         self.port, self.url = port, f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.service: Any = None  # the app's state, where it runs in this process
 
     def post(self, body: dict[str, Any], **options: Any) -> httpx.Response:
         """One completion."""
@@ -235,7 +219,7 @@ def serve_app(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     client = Client(sock.getsockname()[1])
-    client.service = app.state.service  # type: ignore[attr-defined]
+    client.service = app.state.service
     try:
         wait_until(lambda: server.started)
         if ready:

@@ -29,7 +29,7 @@ def first_stop(written: Sequence[bytes], strings: Sequence[bytes]) -> int | None
     return None
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(STRINGS, TOKENS)
 def test_accepts_with_the_first_token_that_completes_a_stop(strings: list[bytes], tokens: list[int]) -> None:
     """And not before, across any token borders, stops inside stops and inside tokens included."""
@@ -44,6 +44,7 @@ def test_accepts_with_the_first_token_that_completes_a_stop(strings: list[bytes]
     assert accepted == first_stop([WRITTEN[token] for token in tokens], strings)
 
 
+@settings(deadline=None)
 @given(STRINGS, st.booleans())
 def test_begin_and_end_in_every_state(strings: list[bytes], ignore_end: bool) -> None:
     """Begin may never be drawn; end stops, or may not be drawn where it is ignored. Everything else may be drawn."""

@@ -441,6 +441,7 @@ def test_long_after_an_enormous_key(name: str) -> None:
     config = make_config(name, min_half_life=2.0, max_half_life=4.0)
     bias = random_bias(config)
     k, v = keys_and_values(config, 1, length, 5.0)
+    k -= 20.0  # in a frame that stayed at the key of +100 these would be zeros
     k[:, 10] = 100.0
     k[:, 1500] = -100.0
     band, decay = band64(bias, length), decay64(bias)

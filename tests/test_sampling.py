@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model import sampling
 from model.sampling import SamplingParams, draw, log_softmax, penalised, philox, truncate, uniform
 
 ANSWERS = [  # Random123's kat_vectors: counter, key, result
@@ -37,6 +39,7 @@ def test_philox_gives_the_known_answers(counter: str, key: str, result: str) -> 
     assert philox(words(counter), words(key)) == words(result)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 9))
 def test_uniform_is_53_bits_of_philox(seed: int, sample: int, position: int, number: int) -> None:
     """Counter = (position, sample, draw), key = seed, in two's complement; the result lies in [0, 1)."""
@@ -58,12 +61,13 @@ def test_uniform_depends_on_each_of_its_arguments() -> None:
 
 
 def test_uniform_fills_the_interval() -> None:
-    """16,384 numbers in 64 equal bins: chi-square below its 1 - 1e-9 quantile (63 degrees: 155)."""
+    """16,384 numbers in 64 equal bins: chi-square below its 1 - 1e-9 quantile (63 degrees: 156)."""
     values = np.array([uniform(-5, 3, position) for position in range(16_384)])
     counts = np.bincount((values * 64).astype(int), minlength=64)
-    assert ((counts - 256) ** 2 / 256).sum() < 155
+    assert ((counts - 256) ** 2 / 256).sum() < 156
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_log_softmax(row: list[float]) -> None:
     """Float64 logarithms of exp(x) / sum exp(x), row by row."""
@@ -91,6 +95,7 @@ def penalties(draw_of: st.DrawFn) -> tuple[list[float], list[int], list[bool], S
     return row, counts, seen, params
 
 
+@settings(deadline=None)
 @given(penalties())
 def test_penalties_and_bias_by_a_loop(case: tuple[list[float], list[int], list[bool], SamplingParams]) -> None:
     """Repetition first, then frequency and presence, then the bias; -100 forbids; the logits stay as they were."""
@@ -138,7 +143,7 @@ SCORES = st.lists(st.integers(-12, 12).map(lambda n: n / 2) | st.just(-math.inf)
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     SCORES,
     st.sampled_from([0.01, 0.7, 1.0, 2.0]),
@@ -162,6 +167,29 @@ def test_ties_go_to_the_lowest_id() -> None:
     assert draw(row, SamplingParams(temperature=0), 0) == 1
 
 
+def test_top_p_stops_where_it_is_reached() -> None:
+    """Half of equal weights is half of the tokens, and not one more."""
+    for size in (2, 4, 8):
+        assert np.flatnonzero(truncate(np.zeros(size), SamplingParams(top_p=0.5))).tolist() == list(range(size // 2))
+
+
+@pytest.mark.parametrize(
+    ("number", "row", "token"),
+    [
+        (0.0, [-math.inf, 0.0, 0.0], 1),  # a token without weight is skipped
+        (0.5, [0.0, 0.0], 1),  # a token's share ends before the sum that it reaches
+        (0.5, [0.0, -math.inf, 0.0], 2),
+        (0.5 - 2**-53, [0.0, 0.0], 0),
+        (1 - 2**-53, [0.0, 0.0, -math.inf], 1),
+        (1 - 2**-53, [0.3, 0.1, -0.2, -80.0, -math.inf], 2),  # the largest number stays inside the sum
+    ],
+)
+def test_draw_at_the_borders(monkeypatch: pytest.MonkeyPatch, number: float, row: list[float], token: int) -> None:
+    """Random numbers that Philox gives once in 2^53 draws."""
+    monkeypatch.setattr(sampling, "uniform", lambda *_: number)
+    assert draw(np.array(row), SamplingParams(), 0) == token
+
+
 def test_order_top_k_before_top_p_before_min_p() -> None:
     """Probabilities 0.4, 0.3, 0.2, 0.1: each cut counts on what the one before has left."""
     row = np.log([0.1, 0.4, 0.2, 0.3])
@@ -175,6 +203,7 @@ def test_order_top_k_before_top_p_before_min_p() -> None:
     assert np.flatnonzero(truncate(row, SamplingParams(min_p=0.6, temperature=0.5))).tolist() == [1]
 
 
+@settings(deadline=None)
 @given(SCORES, st.integers(0, 10_000))
 def test_draw_inverts_the_cumulative_sum(scores: list[float], position: int) -> None:
     """The first token whose cumulative weight exceeds the random number; greedy takes the largest."""
@@ -200,8 +229,8 @@ def test_draw_inverts_the_cumulative_sum(scores: list[float], position: int) -> 
 def test_draws_have_their_distribution(params: SamplingParams, quantile: float) -> None:
     """20,000 positions, chi-square against the exact probabilities.
 
-    Seeds are fixed, so this fails always or never; for a right sampler and a seed picked blindly, the odds of a false
-    alarm are below 1 in 10^8 (quantiles of 5 and of at most 3 degrees of freedom lie below 46 and 42).
+    Seeds are fixed, so this fails always or never. For a right sampler and a seed picked blindly, the odds of a false
+    alarm are below 1 in 10^9 (chi-square above 52 with 5 degrees of freedom, above 46 with at most 3).
     """
     row = np.array([0.3, -1.0, 2.0, 1.1, -0.4, 0.0])
     weights = np.array(plain_truncate(row.tolist(), params))
@@ -213,7 +242,7 @@ def test_draws_have_their_distribution(params: SamplingParams, quantile: float) 
 
 
 def test_samples_and_positions_are_independent() -> None:
-    """Pairs of neighbouring positions and of samples over 4 x 4 cells: below the 1 - 1e-9 quantile (15 degrees: 72)."""
+    """Pairs of neighbouring positions and of samples over 4 x 4 cells: below the 1 - 1e-9 quantile (15 degrees: 76)."""
     row = np.zeros(4)
 
     def chi_square(pairs: list[tuple[int, int]]) -> float:
@@ -222,8 +251,8 @@ def test_samples_and_positions_are_independent() -> None:
 
     first = [draw(row, SamplingParams(seed=1), position) for position in range(8001)]
     second = [draw(row, SamplingParams(seed=1, sample=1), position) for position in range(8000)]
-    assert chi_square(list(zip(first[:-1], first[1:], strict=True))) < 72
-    assert chi_square(list(zip(first[:-1], second, strict=True))) < 72
+    assert chi_square(list(pairwise(first))) < 76
+    assert chi_square(list(zip(first[:-1], second, strict=True))) < 76
 
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=2)])

@@ -125,7 +125,7 @@ def test_state_file_is_the_whole_state(corpus: Path, tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import json, pathlib, sys
+import json, os, pathlib, sys, time
 import torch
 from model import runs
 from model.recipe import Recipe
@@ -137,10 +137,9 @@ def after_step(trainer, loss):
     losses.append(loss)
     if trainer.steps_done == stop:
         print("reached", flush=True)
-        import time
         time.sleep(60)
 runs.train(recipe, folder, target, lambda row: None, after_step)
-if "RANK" not in __import__("os").environ or __import__("os").environ["RANK"] == "0":
+if os.environ.get("RANK", "0") == "0":
     (folder / "losses.json").write_text(json.dumps(losses))
 """
 
@@ -160,7 +159,10 @@ def environment() -> dict[str, str]:
 def test_resume_after_kill(corpus: Path, tmp_path: Path) -> None:
     """kill -9 of a real process, between two saves and again at another place: the final weights are the same bits."""
     recipe = make_recipe(corpus)
-    subprocess.run([sys.executable, *command(tmp_path, recipe, "whole")], env=environment(), check=True, timeout=120)
+    whole_losses: list[float] = []
+    runs.train(
+        recipe, tmp_path / "whole", tmp_path / "out" / "whole", nothing, lambda _, loss: whole_losses.append(loss)
+    )
     for stop in (7, 11):  # saves are at 5, 10 and 12
         with subprocess.Popen(
             [sys.executable, *command(tmp_path, recipe, "killed", stop)], env=environment(), stdout=subprocess.PIPE
@@ -171,9 +173,9 @@ def test_resume_after_kill(corpus: Path, tmp_path: Path) -> None:
             assert process.wait(30) == -signal.SIGKILL
     (tmp_path / "killed" / "state.safetensors.partial").write_bytes(b"what a kill in the middle of a save leaves")
     subprocess.run([sys.executable, *command(tmp_path, recipe, "killed")], env=environment(), check=True, timeout=120)
-    losses = {name: json.loads((tmp_path / name / "losses.json").read_text()) for name in ("whole", "killed")}
-    assert len(losses["whole"]) == 12
-    assert losses["killed"] == losses["whole"][10:]  # it went on from the save at step 10
+    assert len(whole_losses) == 12
+    losses = json.loads((tmp_path / "killed" / "losses.json").read_text())
+    assert losses == whole_losses[10:]  # it went on from the save at step 10
     whole, killed = (safetensors.torch.load_file(tmp_path / name / "state.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -203,13 +205,13 @@ def test_kill_inside_a_save(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_two_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
     """torchrun with two gloo processes: the losses of one process with the same batch in two parts."""
     recipe = make_recipe(corpus)
-    alone = [sys.executable, *command(tmp_path, recipe, "one")]
+    one: list[float] = []
+    runs.train(recipe, tmp_path / "one", tmp_path / "out" / "one", nothing, lambda _, loss: one.append(loss))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     pair = [*torchrun, "--standalone", *command(tmp_path, recipe, "two")]
-    subprocess.run(alone, env=environment(), check=True, timeout=120)
     done = subprocess.run(pair, env=environment(), check=False, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two"))
+    two = json.loads((tmp_path / "two" / "losses.json").read_text())
     assert len(one) == 12
     assert two == pytest.approx(one, rel=0, abs=1e-4)
     assert (tmp_path / "out" / "two" / "config.json").exists()
@@ -232,7 +234,7 @@ def test_batch_that_cannot_be_shared_is_refused(corpus: Path, tmp_path: Path, mo
     trainer = make_trainer(recipe, tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="batch 8, accumulate 1, 2 processes"):
-        Trainer(trainer.network, trainer.windows, trainer.validation, recipe, tmp_path / "run")
+        Trainer(trainer.network, trainer.source, trainer.validation, recipe, tmp_path / "run")
 
 
 def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:
@@ -245,6 +247,26 @@ def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:
     assert len(moments) == len(list(one.network.parameters()))
     for name, tensor in moments.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-8)
+
+
+def test_dropout_is_drawn_anew_for_each_step_and_part(corpus: Path, tmp_path: Path) -> None:
+    """Of the same windows and weights, the loss differs between steps, between seeds, and between parts and whole."""
+    losses = []
+    for step, seed, parts in ((0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2), (0, 0, 1)):
+        recipe = make_recipe(corpus, accumulate=parts, model={"dropout": 0.5}, begin_share=0.0, seed=seed)
+        trainer = make_trainer(recipe, tmp_path / "run")
+        trainer.network.load_state_dict(
+            {
+                name: torch.sin(torch.arange(w.numel()).float()).view_as(w)
+                for name, w in trainer.network.state_dict().items()
+            }
+        )
+        x = torch.arange(32).repeat(8, 1)
+        trainer.source.batch = lambda *_, x=x: (x, x)  # type: ignore[method-assign, misc]
+        trainer.steps_done = step
+        losses.append(trainer.step())
+    assert losses[0] == losses[-1]
+    assert len(set(losses)) == 4
 
 
 def test_optimizers_take_each_parameter_once(corpus: Path, tmp_path: Path) -> None:
@@ -281,7 +303,8 @@ def test_evaluation_is_plain_cross_entropy(corpus: Path, tmp_path: Path) -> None
     """Bits per character of whole windows side by side, without dropout and without gradients."""
     recipe = make_recipe(corpus)
     trainer = make_trainer(recipe, tmp_path / "run")
-    ids = torch.from_numpy(trainer.validation).long()
+    inputs, targets = trainer.validation
+    ids = torch.cat([inputs.flatten(), targets[-1, -1:]])
     assert len(ids) == 257
     bits = []
     for start in range(0, 256, 32):

@@ -30,6 +30,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full-free": {"bias": "absolute", "window": MAX_LEN, "max_model_len": MAX_LEN},
     "full-factorised": {"bias": "absolute", "window": MAX_LEN, "bias_rank": 3, "max_model_len": MAX_LEN},
 }
+RASTER = {"height": 7, "width": 2, "channels": 3}
+for name, decay in (("raster", False), ("raster-decay", True)):
+    VARIANTS[name] = {
+        "bias": "raster", "window": 12, "window_columns": 2, "num_heads": 2, "raster": RASTER, "max_model_len": 42,
+        "decay": decay,
+    }  # fmt: skip
 WINDOWED = [name for name, fields in VARIANTS.items() if fields["window"]]
 DECAYING = [name for name, fields in VARIANTS.items() if fields.get("decay")]
 
@@ -109,6 +115,8 @@ def dense_bias(config: ModelConfig, parameters: dict[str, Tensor], length: int) 
     """b (H, T, T) from the parameters alone, without model/bias.py; -inf in the future."""
     t = torch.arange(length)
     offset = t[:, None] - t
+    if config.bias == "raster":
+        return raster_dense(config, parameters, length)
     inside = (offset >= 0) & (offset < config.window)
     b = torch.zeros(config.num_heads, length, length, dtype=torch.float64)
     if config.window:
@@ -128,6 +136,21 @@ def dense_bias(config: ModelConfig, parameters: dict[str, Tensor], length: int) 
         decay = parameters["log_decay"].exp().clamp(max=40.0 / max(config.window, 1))
         b = b - decay[:, None, None] * offset
     return torch.where(offset >= 0, b, -math.inf)
+
+
+def raster_dense(config: ModelConfig, parameters: dict[str, Tensor], length: int) -> Tensor:
+    """The same for the raster bias, pair by pair from its definition: rows and columns of sub-pixels."""
+    assert config.raster is not None
+    row, reach = config.raster.row, config.window_columns
+    b = torch.full((config.num_heads, length, length), -math.inf, dtype=torch.float64)
+    decay = parameters["log_decay"].exp().clamp(max=40.0 / config.window) if config.decay else torch.zeros(1)
+    for t in range(length):
+        for past in range(t + 1):
+            rows, columns = t // row - past // row, t % row - past % row
+            inside = rows < config.window // row and abs(columns) <= reach and t - past < config.window
+            w = parameters["w"][:, rows, columns + reach] if inside else torch.zeros(1, dtype=torch.float64)
+            b[:, t, past] = w - decay * (t - past)
+    return b
 
 
 def dense(k: Tensor, v: Tensor, b: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Stop(Enum):
 
     ACCEPT = "accept"  # the automaton accepted: a stop string or the end symbol
     LENGTH = "length"  # the model's last position
+    FAULT = "fault"  # nothing may be drawn: all is forbidden, or the state holds no numbers; other jobs go on
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.checkpoint import Checkpoint
 from model.recurrent import State
 from model.runtime import states
-from model.runtime.base import Done, Job, StateError, Stop, check_jobs
+from model.runtime.base import Done, Job, JobError, StateError, Stop, check_jobs
 from model.runtime.sampler import SlotSampler
 from model.sampling import log_softmax
 from model.weights import load
@@ -54,6 +54,9 @@ class EagerRuntime:
     def run(self, jobs: Sequence[Job]) -> list[Done]:
         """The contract of ``Runtime.run``."""
         check_jobs(jobs, self)
+        for job in jobs:
+            if job.draw is not None and not self._samplers[job.slot].fits(job.draw):
+                raise JobError(f"slot {job.slot}: the automaton has fewer states than the slot has passed")
         done = [Done() for _ in jobs]
         # one token is a decode step's work; more are a prefill of their own
         last: dict[int, NDArray[np.float32]] = {}
@@ -80,11 +83,11 @@ class EagerRuntime:
             for job, result in live:
                 assert job.draw is not None
                 slot = job.slot
-                token = self._samplers[slot].draw(last[slot], job.draw, self._positions[slot], result)
+                self._samplers[slot].draw(last[slot], job.draw, self._positions[slot], result)
                 if result.stopped is None and self._positions[slot] == self.max_position:
                     result.stopped = Stop.LENGTH
                 if result.stopped is None and len(result.drawn) < job.draw.max_new:
-                    drawn[slot] = token
+                    drawn[slot] = result.drawn[-1]
                     going.append((job, result))
             live = going
             if drawn:
@@ -172,8 +175,10 @@ class EagerRuntime:
         tensors = iter(torch.from_numpy(array).to(self._device)[None] for array in arrays)
         layers = [State(*(next(tensors) for _ in layer)) for layer in self._empty]
         position, automaton_state = facts.get("position"), facts.get("automaton_state")
-        if not isinstance(position, int) or not isinstance(automaton_state, int):
-            raise StateError("the state's head lacks its position")
+        if not isinstance(position, int) or any(int(layer.position) != position for layer in layers):
+            raise StateError("the state's head and its layers stand at different positions")
+        if not isinstance(automaton_state, int) or automaton_state < 0:
+            raise StateError("the state's automaton is in no state")
         self._write(slot, layers)
         self._positions[slot] = position
         self._samplers[slot] = SlotSampler(counts.astype(np.int32), seen.astype(np.bool_), automaton_state)

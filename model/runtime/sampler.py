@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.automaton import ACCEPT, FORBIDDEN
 from model.runtime.base import Done, Draw, Stop
-from model.sampling import draw, log_softmax, penalised
+from model.sampling import NothingToDrawError, draw, log_softmax, penalised
 
 
 @dataclass(slots=True)
@@ -35,12 +35,20 @@ class SlotSampler:
         """Tokens that the stream now contains."""
         self.seen[np.asarray(tokens, np.int64)] = True
 
-    def draw(self, logits: NDArray[np.float32], how: Draw, position: int, done: Done) -> int:
-        """Draw one token from logits (V), add it to ``done``, return it."""
+    def fits(self, how: Draw) -> bool:
+        """Whether the automaton has the state that the slot is in."""
+        return how.automaton is None or self.automaton_state < len(how.automaton.next)
+
+    def draw(self, logits: NDArray[np.float32], how: Draw, position: int, done: Done) -> None:
+        """Draw one token from logits (V) and add it to ``done``; a fault where there is none to draw."""
         scores = penalised(logits, how.params, self.counts, self.seen)
         if how.automaton is not None:
             scores[how.automaton.next[self.automaton_state] == FORBIDDEN] = -math.inf
-        token = draw(scores, how.params, position)
+        try:
+            token = draw(scores, how.params, position)
+        except NothingToDrawError:
+            done.stopped = Stop.FAULT
+            return
         logprobs = log_softmax(logits)
         done.drawn.append(token)
         done.logprobs.append(float(logprobs[token]))
@@ -53,4 +61,3 @@ class SlotSampler:
             self.automaton_state = int(how.automaton.next[self.automaton_state, token])
             if self.automaton_state == ACCEPT:
                 done.stopped = Stop.ACCEPT
-        return token

@@ -35,16 +35,23 @@ async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = parse(await read_body(request, service.settings.max_body_bytes), CompletionRequest)
     model = service.model(body.model)
-    run = Completion(service, service.ready(), model, body, request.state.request_id)
+    # encoding a long prompt and building an automaton of stops take more time than the loop has
+    generation = await asyncio.to_thread(make_generation, body, model, service.settings)
+    run = Completion(service, service.ready(), model, body, generation, request)
     if body.stream:
         return run.stream()
-    return await run.whole(request)
+    return await run.whole()
 
 
 def make_generation(body: CompletionRequest, model: Served, settings: Settings) -> Generation:
     """What the engine is to do. ApiError for what this model or server cannot do."""
-    prompt = [model.tokenizer.begin, *model.tokenizer.encode(body.prompt)]
     limit = settings.max_prompt_tokens
+    if len(body.prompt) > limit:  # a token is at most a character
+        raise errors.invalid(f"prompt: {len(body.prompt)} characters, at most {limit} tokens are taken", "prompt")
+    try:
+        prompt = [model.tokenizer.begin, *model.tokenizer.encode(body.prompt)]
+    except ValueError as error:  # unpaired surrogates
+        raise errors.invalid(f"prompt: {error}", "prompt") from None
     if len(prompt) - 1 > limit:
         raise errors.invalid(f"prompt: {len(prompt) - 1} tokens, at most {limit} are taken", "prompt")
     longest = model.runtime.max_position
@@ -85,23 +92,25 @@ class Completion:
     """One request's life from submission to its last byte; its outcome is counted once."""
 
     def __init__(
-        self, service: Service, engine: Engine, model: Served, body: CompletionRequest, request_id: str
+        self,
+        service: Service,
+        engine: Engine,
+        model: Served,
+        body: CompletionRequest,
+        generation: Generation,
+        request: Request,
     ) -> None:
-        self._service, self._engine, self._model, self._body, self._request_id = (
-            service,
-            engine,
-            model,
-            body,
-            request_id,
-        )
-        self.generation = make_generation(body, model, service.settings)
+        self._service, self._engine, self._model, self._body = service, engine, model, body
+        self._request, self._request_id = request, request.state.request_id
+        self.generation = generation
         self._text = TextAssembler(model.tokenizer.token_bytes, body.stops)
         fingerprint = model.runtime.fingerprint[:12]
         self._head = Head(
             id=self.generation.id, created=int(time.time()), model=model.name, system_fingerprint=fingerprint
         )
         self._outcome: Outcome | None = None
-        engine.submit(self.generation)
+        engine.submit(generation)
+        request.state.counted = True  # from here on the outcome is counted where the request ends
 
     async def _bursts(self) -> AsyncGenerator[tuple[str, Burst]]:
         """Text as it becomes certain. ApiError where the engine failed or the drain's deadline passed."""
@@ -160,9 +169,9 @@ class Completion:
             self._outcome = Outcome.ERROR
             yield sse.event(error.body())
 
-    async def whole(self, request: Request) -> Response:
+    async def whole(self) -> Response:
         """One answer; cancelled when the client leaves."""
-        watcher = asyncio.ensure_future(sse.disconnected(request.receive))
+        watcher = asyncio.ensure_future(sse.disconnected(self._request.receive))
         answer = asyncio.ensure_future(self._collect())
         try:
             await asyncio.wait((watcher, answer), return_when=asyncio.FIRST_COMPLETED)

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from model.tokenizer import utf8
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 MAX_STOPS = 16
+MAX_STOP_BYTES = 4096  # of all together: the automaton has about so many states
+
+
+def _stops(value: object) -> object:
+    """A string or a list of strings -> a list. ValueError names the limit."""
+    stops = [value] if isinstance(value, str) else value
+    if stops is None:
+        return None
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise ValueError("must be a string or a list of strings, none of them empty")
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"at most {MAX_STOPS} strings, {len(stops)} are given")
+    size = sum(len(utf8(stop)) for stop in stops)
+    if size > MAX_STOP_BYTES:
+        raise ValueError(f"at most {MAX_STOP_BYTES} bytes in all, {size} are given")
+    return stops
+
+
+Stops = Annotated[
+    list[str] | None,
+    BeforeValidator(_stops),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOPS},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 
 
 class Strict(BaseModel):
@@ -34,7 +66,7 @@ class CompletionRequest(Strict):
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Int64 | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stops = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -53,7 +85,7 @@ class CompletionRequest(Strict):
     @property
     def stops(self) -> list[str]:
         """The stop strings."""
-        return [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
+        return self.stop or []
 
 
 class Head(BaseModel):

@@ -20,10 +20,8 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise invalid(f"content-type must be application/json, it is {clip(media)!r}")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "invalid_request_error", "invalid_value", "the body must have no content-encoding")
-    if (
-        request.headers.get("content-length", "0").isdecimal()
-        and int(request.headers.get("content-length", "0")) > limit
-    ):
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
         raise too_large(limit)
     body = bytearray()
     try:
@@ -52,7 +50,7 @@ def _no_constant(name: str) -> Any:
 def parse(body: bytes, schema: type[Schema]) -> Schema:
     """A body as the schema has it. ApiError says which field and why, and never repeats the value."""
     try:
-        fields = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+        fields = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
         raise invalid("the body is nested too deeply") from None
     except ValueError as error:  # also bytes that are not UTF-8, and integers of thousands of digits

@@ -1,0 +1,435 @@
+"""The engine on a fake runtime: batching, faults, cancellation, back pressure, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fake_runtime import FakeRuntime, expected
+from prometheus_client import CollectorRegistry
+
+from model.automaton import stops
+from model.sampling import SamplingParams
+from model.tokenizer import Bytes
+from service.engine import Engine, Served
+from service.errors import ApiError
+from service.metrics import Metrics
+from service.request import MAX_PENDING, Generation, Outcome
+from service.scheduler import PREFILL_CHUNK, Scheduler
+
+TOKENIZER = Bytes()
+
+
+class Rig:
+    """An engine with one fake model."""
+
+    def __init__(self, runtime: FakeRuntime, queue: int, burst_seconds: float) -> None:
+        self.runtime = runtime
+        self.metrics = Metrics(CollectorRegistry())
+        self.scheduler = Scheduler(runtime, queue, burst_seconds)
+        self.engine = Engine(
+            [Served("fake", runtime, TOKENIZER, self.scheduler, 0)], self.metrics, asyncio.get_running_loop()
+        )
+
+    def make(self, prompt: str = "ab", max_tokens: int = 20, seed: int = 0, **changes: Any) -> Generation:
+        """A generation that is not submitted."""
+        stop = [s.encode() for s in changes.pop("stop", [])]
+        ignore_end = changes.get("max_seconds") is not None
+        automaton = stops(TOKENIZER.token_bytes, stop, TOKENIZER.end, TOKENIZER.begin, ignore_end=ignore_end)
+        tokens = [TOKENIZER.begin, *TOKENIZER.encode(prompt)]
+        return Generation("g", "fake", tokens, SamplingParams(seed=seed), max_tokens, automaton, **changes)
+
+    def submit(self, *args: Any, **changes: Any) -> Generation:
+        """A generation in the engine's hands."""
+        generation = self.make(*args, **changes)
+        self.engine.submit(generation)
+        return generation
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """One sample."""
+        return self.metrics.registry.get_sample_value(name, {"model": "fake", **labels})
+
+
+@asynccontextmanager
+async def rig(runtime: FakeRuntime, queue: int = 8, burst_seconds: float = 0.05) -> AsyncIterator[Rig]:
+    """An engine that is closed at the end."""
+    made = Rig(runtime, queue, burst_seconds)
+    try:
+        yield made
+    finally:
+        runtime.gate.set()
+        await asyncio.to_thread(made.engine.close)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine, for 20 s at most."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(20):
+            await test
+
+    asyncio.run(limited())
+
+
+async def collect(generation: Generation) -> tuple[str, Outcome]:
+    """A generation's text and how it ended."""
+    tokens: list[int] = []
+    while True:
+        burst = await generation.next()
+        tokens += burst.tokens
+        if burst.outcome is not None:
+            return TOKENIZER.decode(tokens), burst.outcome
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Poll on the loop."""
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+async def idle(made: Rig, slots: int) -> None:
+    """All slots are free again, and the gauges say so."""
+    await until(lambda: len(made.scheduler.free) == slots and not made.engine.num_active)
+    await until(lambda: made.value("aft_slots_in_use") == 0 and made.value("aft_requests_waiting") == 0)
+    assert sorted(made.scheduler.free) == list(range(slots))
+
+
+def test_each_gets_its_own_text() -> None:
+    """More generations than slots, of different lengths: each text is that of the generation alone."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(3), queue=20) as made:
+            wanted = [("x" * i, i, 5 + 7 * i) for i in range(12)]
+            generations = [made.submit(p, max_tokens=n, seed=s) for p, s, n in wanted]
+            results = await asyncio.gather(*map(collect, generations))
+            assert results == [(expected(p, s, n), Outcome.LENGTH) for p, s, n in wanted]
+            await idle(made, 3)
+            assert made.value("aft_generation_tokens_total") == sum(n for _, _, n in wanted)
+            assert made.value("aft_prompt_tokens_total") == sum(len(p) + 1 for p, _, _ in wanted)
+            assert made.value("aft_time_to_first_token_seconds_count") == 12
+
+    run(test())
+
+
+def test_generations_join_and_leave_between_bursts() -> None:
+    """A late one shares steps with an early one, ends first, and the early one does not notice."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(2, seconds_per_token=0.001)
+        async with rig(runtime, burst_seconds=0.005) as made:
+            early = made.submit("early", max_tokens=200)
+            await early.next()
+            late = made.submit("late", max_tokens=10)
+            assert await collect(late) == (expected("late", 0, 10), Outcome.LENGTH)
+            assert early.num_generated < 200
+            assert (await collect(early))[1] is Outcome.LENGTH
+            sizes = [len(call) for call in runtime.calls]
+            assert sizes[0] == 1
+            assert 2 in sizes
+            assert sizes[-1] == 1
+
+    run(test())
+
+
+def test_the_oldest_is_admitted_first() -> None:
+    """With one slot, generations end in the order in which they came."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1)) as made:
+            generations = [made.submit(max_tokens=3) for _ in range(5)]
+            await asyncio.gather(*map(collect, generations))
+            admitted = [g.admitted for g in generations]
+            assert admitted == sorted(admitted)
+            first = [g.first_token for g in generations]
+            assert first == sorted(first)
+
+    run(test())
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    """503 queue_full with both headers, counted; what was admitted is not harmed."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1)
+        async with rig(runtime, queue=2) as made:
+            runtime.gate.clear()
+            running = made.submit(max_tokens=5)
+            await until(runtime.blocked.is_set)
+            waiting = [made.submit(max_tokens=5) for _ in range(2)]
+            with pytest.raises(ApiError) as caught:
+                made.submit(max_tokens=5)
+            error = caught.value
+            assert (error.status, error.type, error.code) == (503, "overloaded_error", "queue_full")
+            assert error.headers == {"Retry-After": "5", "retry-after-ms": "5000"}
+            assert "2" in error.message
+            assert made.value("aft_admission_rejections_total", reason="queue_full") == 1
+            runtime.gate.set()
+            results = await asyncio.gather(*map(collect, [running, *waiting]))
+            assert {outcome for _, outcome in results} == {Outcome.LENGTH}
+            await idle(made, 1)
+
+    run(test())
+
+
+@pytest.mark.parametrize(("seconds_per_token", "left", "wanted"), [(0.1, 200, 20), (1e-6, 10, 1), (1.0, 500, 60)])
+def test_the_time_to_come_back_is_measured(seconds_per_token: float, left: int, wanted: int) -> None:
+    """Tokens that the nearest stream has left, at the measured rate, within 1 and 60 s."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1)
+        async with rig(runtime, queue=0) as made:
+            runtime.gate.clear()
+            made.submit(max_tokens=left)
+            await until(runtime.blocked.is_set)
+            made.scheduler.seconds_per_token = seconds_per_token
+            with pytest.raises(ApiError) as caught:
+                made.submit()
+            assert caught.value.headers["Retry-After"] == str(wanted)
+
+    run(test())
+
+
+def test_a_fault_fails_only_its_step(caplog: pytest.LogCaptureFixture) -> None:
+    """Who was in the step gets an error and frees its slot; who waited is served; the thread lives."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(2)
+        async with rig(runtime) as made:
+            runtime.gate.clear()
+            runtime.fail_at = {0}
+            hit = [made.submit("hit", max_tokens=30)]
+            await until(runtime.blocked.is_set)
+            spared = [made.submit(f"spared {i}", max_tokens=30) for i in range(4)]
+            runtime.gate.set()
+            assert await asyncio.gather(*map(collect, hit)) == [("", Outcome.ERROR)]
+            results = await asyncio.gather(*map(collect, spared))
+            assert results == [(expected(f"spared {i}", 0, 30), Outcome.LENGTH) for i in range(4)]
+            assert made.engine.stepping
+            await idle(made, 2)
+
+    with caplog.at_level(logging.ERROR, "aft.engine"):
+        run(test())
+    assert "told to fail" in caplog.text
+
+
+def test_a_fault_in_mid_decode() -> None:
+    """What was delivered stays delivered; then the error."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1)
+        runtime.fail_at = {3}
+        async with rig(runtime, burst_seconds=1e-9) as made:
+            text, outcome = await collect(made.submit("ab", max_tokens=30))
+            assert (text, outcome) == (expected("ab", 0, 3), Outcome.ERROR)
+            assert await collect(made.submit("cd", max_tokens=4)) == (expected("cd", 0, 4), Outcome.LENGTH)
+
+    run(test())
+
+
+def test_cancel_in_the_queue() -> None:
+    """A waiting one leaves; nothing of it is ever run."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1)
+        async with rig(runtime) as made:
+            runtime.gate.clear()
+            running = made.submit(max_tokens=5)
+            await until(runtime.blocked.is_set)
+            waiting = made.submit("waiting", max_tokens=5)
+            made.engine.cancel(waiting)
+            runtime.gate.set()
+            assert await collect(waiting) == ("", Outcome.CANCELLED)
+            assert (waiting.admitted, waiting.slot) == (None, None)
+            assert (await collect(running))[1] is Outcome.LENGTH
+            await idle(made, 1)
+            assert not any(ord("w") in job.tokens for call in runtime.calls for job in call)
+
+    run(test())
+
+
+def test_cancel_in_prefill() -> None:
+    """A long prompt is given up between its chunks."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1)
+        async with rig(runtime) as made:
+            runtime.gate.clear()
+            generation = made.submit("p" * 100 * PREFILL_CHUNK)
+            await until(runtime.blocked.is_set)
+            made.engine.cancel(generation)
+            runtime.gate.set()
+            assert await collect(generation) == ("", Outcome.CANCELLED)
+            assert generation.num_computed == PREFILL_CHUNK
+            assert len(runtime.calls) == 1
+            await idle(made, 1)
+
+    run(test())
+
+
+def test_cancel_in_decode() -> None:
+    """A running stream ends within a burst, and its slot goes to who waits."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1, seconds_per_token=0.0005)
+        async with rig(runtime, burst_seconds=0.01) as made:
+            running = made.submit(max_tokens=10**9)
+            await running.next()
+            waiting = made.submit("next", max_tokens=5)
+            made.engine.cancel(running)
+            assert await collect(waiting) == (expected("next", 0, 5), Outcome.LENGTH)
+            assert (await collect(running))[1] is Outcome.CANCELLED
+            made.engine.cancel(running)
+            await idle(made, 1)
+
+    run(test())
+
+
+def test_a_reader_that_lags_pauses_itself_alone() -> None:
+    """At most MAX_PENDING bursts lie in a channel; the slot is kept; reading goes on without a gap."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(2)
+        async with rig(runtime, burst_seconds=1e-9) as made:
+            lagging = made.submit("lagging", max_tokens=300)
+            await until(lambda: lagging.paused)
+            other = made.submit("other", max_tokens=100)
+            assert await collect(other) == (expected("other", 0, 100), Outcome.LENGTH)
+            assert (lagging.num_delivered, lagging.num_generated) == (MAX_PENDING, MAX_PENDING)
+            assert lagging.slot is not None
+            tokens: list[int] = []
+            while len(tokens) < 300:
+                tokens += (await lagging.next()).tokens
+                made.engine.resume()
+            assert TOKENIZER.decode(tokens) == expected("lagging", 0, 300)
+            await idle(made, 2)
+
+    run(test())
+
+
+def test_a_paused_generation_can_be_cancelled() -> None:
+    """Its slot is free though nobody reads."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1), burst_seconds=1e-9) as made:
+            lagging = made.submit(max_tokens=300)
+            await until(lambda: lagging.paused)
+            made.engine.cancel(lagging)
+            await idle(made, 1)
+
+    run(test())
+
+
+def test_unlimited_streams_end_by_tokens() -> None:
+    """The cap ends it with length, and the end symbol is never drawn."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1, end_at=5)) as made:
+            assert await collect(made.submit("a", max_tokens=50, max_seconds=100.0)) == (
+                expected("a", 0, 50),
+                Outcome.LENGTH,
+            )
+
+    run(test())
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_unlimited_streams_end_by_seconds(reads: bool) -> None:
+    """So does the time, also of a stream whose reader sleeps."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1, seconds_per_token=0.001), burst_seconds=0.005) as made:
+            began = time.monotonic()
+            generation = made.submit(max_tokens=10**9, max_seconds=0.3)
+            if not reads:
+                await until(lambda: generation.paused)
+                await idle(made, 1)
+            text, outcome = await collect(generation)
+            assert outcome is Outcome.LENGTH
+            assert text == expected("ab", 0, len(text))
+            assert 0.3 <= time.monotonic() - began < 5
+            await idle(made, 1)
+
+    run(test())
+
+
+def test_reasons_of_an_end() -> None:
+    """A stop string or the end symbol: stop; the wanted number or the model's last position: length."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(2, max_position=30, end_at=12)) as made:
+            assert await collect(made.submit("ab", stop=["fox"], max_tokens=99)) == (expected("ab", 0, 9), Outcome.STOP)
+        async with rig(FakeRuntime(2, max_position=30)) as made:
+            stopped = await collect(made.submit("ab", 99, stop=["fox", "lazy"]))
+            assert stopped == (expected("ab", 0, len(stopped[0])), Outcome.STOP)
+            assert stopped[0].endswith("fox")
+            # 3 positions of the prompt, and one token is drawn at the last
+            assert await collect(made.submit("ab", 99)) == (expected("ab", 0, 28), Outcome.LENGTH)
+            assert await collect(made.submit("ab", 28)) == (expected("ab", 0, 28), Outcome.LENGTH)
+            await idle(made, 2)
+
+    run(test())
+
+
+def test_bursts_grow_and_shrink() -> None:
+    """One token first, as many as fit into burst_seconds under steady load, one while somebody waits."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1, seconds_per_token=0.001)
+        async with rig(runtime, burst_seconds=0.02) as made:
+            running = made.submit(max_tokens=10**9)
+            lengths = [len((await running.next()).tokens) for _ in range(12)]
+            made.engine.resume()
+            assert lengths[0] == 1
+            assert 4 <= max(lengths) <= 20
+            waiting = made.submit(max_tokens=3)
+            await until(lambda: len(runtime.calls[-1]) and runtime.calls[-1][0].draw.max_new == 1)
+            made.engine.cancel(running)
+            await collect(waiting)
+
+    run(test())
+
+
+def test_stepping_turns_false_when_a_step_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What /readyz asks."""
+    monkeypatch.setattr("service.engine.STALL_SECONDS", 0.05)
+
+    async def test() -> None:
+        runtime = FakeRuntime(1)
+        async with rig(runtime) as made:
+            assert made.engine.stepping
+            runtime.gate.clear()
+            generation = made.submit()
+            await until(lambda: not made.engine.stepping)
+            runtime.gate.set()
+            await collect(generation)
+            assert made.engine.stepping
+        assert not made.engine.stepping
+
+    run(test())
+
+
+def test_gauges() -> None:
+    """What a model is and how much of it is in use."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(3)
+        async with rig(runtime) as made:
+            assert made.value("aft_slots") == 3
+            assert made.value("aft_state_bytes_per_stream") == 10
+            assert made.value("aft_memory_bytes", kind="weights") == 1000
+            lagging = [made.submit(max_tokens=10**6) for _ in range(5)]
+            await until(lambda: lagging[2].paused)
+            assert made.value("aft_slots_in_use") == made.value("aft_requests_running") == 3
+            assert made.value("aft_requests_waiting") == 2
+            assert made.value("aft_memory_bytes", kind="state_active") == 30
+            for generation in lagging:
+                made.engine.cancel(generation)
+            await idle(made, 3)
+            assert made.value("aft_memory_bytes", kind="state_active") == 0
+
+    run(test())

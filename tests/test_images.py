@@ -1,0 +1,183 @@
+"""Image sets: labels, splits, formats; and pictures as training examples."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model import data, images
+from model.batches import Pictures, conditions, examples
+from model.config import Raster
+from model.data import DataError
+from model.pixels import PixelCodec
+
+
+def png(color: tuple[int, ...], size: int = 64) -> bytes:
+    """A picture of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (size, size), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def entry(unified: str, category: str, order: int, **has: bool) -> dict[str, object]:
+    """A row of emoji.json."""
+    row = {"unified": unified, "category": category, "sort_order": order, "short_name": unified.lower()}
+    both = {"has_img_google": True, "has_img_twitter": True} | has
+    return {**row, "image": f"{unified.lower()}.png", **both}
+
+
+@pytest.fixture
+def emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two packages in the real layout, of a few pictures."""
+    table = [
+        entry("1F600", "Smileys & Emotion", 2),
+        entry("1F1E6", "Flags", 1),
+        entry("1F3FB", "Component", 3),
+        entry("1F601", "Smileys & Emotion", 4, has_img_twitter=False),
+    ]
+    for number, style in enumerate(("google", "twitter")):
+        path = tmp_path / f"emoji-{style}.tgz"
+        with tarfile.open(path, "w:gz") as archive:
+            for row in table:
+                add(archive, f"package/img/{style}/64/{row['image']}", png((10 + number, 20, 30, 255)))
+            add(archive, "package/emoji.json", json.dumps(table).encode())
+    monkeypatch.setenv("AFT_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "check", lambda *_: None)
+    return tmp_path
+
+
+def add(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
+    """One file of an archive."""
+    member = tarfile.TarInfo(name)
+    member.size = len(raw)
+    archive.addfile(member, io.BytesIO(raw))
+
+
+@pytest.mark.usefixtures("emoji")
+def test_emoji_in_two_styles() -> None:
+    """What both packages have, in the table's order, with category and style; components are left out."""
+    loaded = images.load("emoji", 8)
+    assert loaded.names == ["1f1e6", "1f600"] * 2
+    assert loaded.labels == ["Flags", "Smileys & Emotion"]
+    assert loaded.label.tolist() == [0, 1, 0, 1]
+    assert loaded.style.tolist() == [0, 0, 1, 1]
+    assert loaded.images[:, 0, 0].tolist() == [[10, 20, 30]] * 2 + [[11, 20, 30]] * 2
+    assert loaded.part[0] == loaded.part[2]
+    assert loaded.part[1] == loaded.part[3]
+    assert loaded.flips.tolist() == [False, True, False, True]
+
+
+def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes with another hash than the published package."""
+    (tmp_path / "emoji-google.tgz").write_bytes(b"something else")
+    monkeypatch.setenv("AFT_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="expected fb5fd131"):
+        images.load("emoji", 8)
+
+
+@pytest.mark.parametrize("other", ["1F9D1-200D-2695-FE0F", "1F468-200D-2695-FE0F", "1F469-200D-2695-FE0F"])
+def test_genders_are_one_group(other: str) -> None:
+    """A person, a man and a woman of one trade fall on one side."""
+    assert images.group_of(other) == "1F9D1-200D-2695"
+
+
+def test_gender_signs_are_stripped() -> None:
+    """And so are the signs of gender and presentation at the end."""
+    assert images.group_of("1F46F-200D-2640-FE0F") == images.group_of("1F46F") == "1F46F"
+
+
+def test_sides_are_90_5_5() -> None:
+    """Over many groups, by hash: false alarm below 1e-6 (six standard deviations)."""
+    counts = np.bincount([images.side(f"group {i}") for i in range(20_000)], minlength=3)
+    assert abs(counts[0] - 18_000) < 6 * 43
+    assert abs(counts[1] - 1_000) < 6 * 31
+    assert abs(counts[2] - 1_000) < 6 * 31
+
+
+def test_folder_with_labels(tmp_path: Path) -> None:
+    """Subfolders are labels."""
+    for name in ("red/a.png", "blue/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png((255, 0, 0, 255) if "red" in name else (0, 0, 255, 255), 9))
+    loaded = images.load(str(tmp_path), 4)
+    assert loaded.labels == ["blue", "red"]
+    assert loaded.names == ["blue/b.png", "red/a.png"]
+    assert loaded.images[:, 0, 0].tolist() == [[0, 0, 255], [255, 0, 0]]
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    """A broken file, a folder without any, a name that is nothing."""
+    with pytest.raises(DataError, match="holds no picture"):
+        images.load(str(tmp_path), 4)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"a\.png is no picture"):
+        images.load(str(tmp_path), 4)
+    with pytest.raises(DataError, match="neither a folder nor a known image set"):
+        images.load("nowhere", 4)
+
+
+def test_cifar_batches(tmp_path: Path) -> None:
+    """The binary format: label, then planes of red, green and blue."""
+    planes = np.zeros((2, 3, 32, 32), np.uint8)
+    planes[:, 0], planes[:, 1, 0, 1] = 200, 7
+    rows = np.concatenate([np.array([[3], [0]], np.uint8), planes.reshape(2, -1)], 1)
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        (tmp_path / name).write_bytes(rows.tobytes())
+    (tmp_path / "batches.meta.txt").write_text("airplane\nautomobile\nbird\ncat\n")
+    loaded = images.load(str(tmp_path), 32)
+    assert loaded.images.shape == (12, 32, 32, 3)
+    assert loaded.images[0, 0, 1].tolist() == [200, 7, 0]
+    assert [loaded.labels[i] for i in loaded.label[:2]] == ["cat", "airplane"]
+    assert loaded.part.tolist() == [0] * 10 + [2, 2]
+    (tmp_path / "data_batch_2.bin").write_bytes(b"\0" * 100)
+    with pytest.raises(DataError, match=r"data_batch_2\.bin is no CIFAR-10 batch"):
+        images.load(str(tmp_path), 32)
+    (tmp_path / "data_batch_2.bin").unlink()
+    with pytest.raises(DataError, match=r"lacks data_batch_2\.bin"):
+        images.load(str(tmp_path), 32)
+
+
+@pytest.mark.usefixtures("emoji")
+def test_examples_begin_with_their_condition() -> None:
+    """Inputs are the condition and all values but the last; targets all values."""
+    loaded = images.load("emoji", 4)
+    codec = PixelCodec(Raster(height=4, width=4), loaded.labels, loaded.styles)
+    inputs, targets = examples(loaded.images, conditions(loaded, codec))
+    assert inputs[:, 0].tolist() == [codec.condition(label, s) for s in codec.styles for label in codec.labels]
+    assert targets[2].tolist() == codec.encode(loaded.images[2])
+    assert (inputs[:, 1:] == targets[:, :-1]).all()
+
+
+@pytest.mark.usefixtures("emoji")
+def test_batches_depend_on_the_step_alone() -> None:
+    """The same step twice; brightness stays in its bounds; conditions are left out about as often as asked."""
+    loaded = images.load("emoji", 4)
+    codec = PixelCodec(Raster(height=4, width=4), loaded.labels, loaded.styles)
+    source = Pictures(loaded, codec, brightness=5, any_share=0.5, seed=1)
+    inputs, targets = source.batch(3, 400)
+    again = source.batch(3, 400)
+    assert (inputs == again[0]).all()
+    assert (targets == again[1]).all()
+    assert not (source.batch(4, 400)[1] == targets).all()
+    red = targets[:, 0]
+    assert set(red.tolist()) == set(range(5, 17))  # 10 or 11, +-5
+    without = (inputs[:, 0] == codec.condition()).float().mean()
+    assert 0.15 < float(without) < 0.35  # a quarter: false alarm below 1e-5
+
+
+def test_only_some_labels_are_mirrored() -> None:
+    """A flag is never mirrored, a face in half of the cases."""
+    left = np.zeros((2, 2, 2, 3), np.uint8)
+    left[:, :, 0] = 100
+    arrays = (np.array([0, 1]), np.zeros(2, np.int64), np.zeros(2, np.int64))
+    loaded = images.ImageSet(left, *arrays, ["flag", "face"], ["Flags", "Smileys & Emotion"], [])
+    codec = PixelCodec(Raster(height=2, width=2), loaded.labels, [])
+    inputs, targets = Pictures(loaded, codec, brightness=0, any_share=0.0, seed=0).batch(0, 400)
+    flags = inputs[:, 0] == codec.condition("Flags")
+    mirrored = targets[:, 0] == 0
+    assert not mirrored[flags].any()
+    assert 0.3 < float(mirrored[~flags].float().mean()) < 0.7

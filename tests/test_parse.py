@@ -1,0 +1,326 @@
+"""Bodies: what is refused, and how; nothing else ever comes out than a valid request or an ApiError."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from service.errors import ApiError
+from service.schema.completions import CompletionRequest
+from service.schema.parse import parse, read_body
+
+GOOD: dict[str, Any] = {"model": "m", "prompt": "p"}
+
+
+def refuse(body: bytes | dict[str, Any], param: str | None, *words: str) -> ApiError:
+    """The error of a body: a 400 of the one shape, which can be encoded and says these words."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(ApiError) as caught:
+        parse(raw, CompletionRequest)
+    error = caught.value
+    assert (error.status, error.type, error.code, error.param) == (400, "invalid_request_error", "invalid_value", param)
+    bytes(error.response().body).decode("ascii")
+    assert len(error.message) < 400
+    for word in words:
+        assert word in error.message
+    return error
+
+
+def accept(**fields: Any) -> CompletionRequest:
+    """A good body with some fields more."""
+    return parse(json.dumps({**GOOD, **fields}).encode(), CompletionRequest)
+
+
+def test_a_body() -> None:
+    """All fields that are built."""
+    fields: dict[str, Any] = {
+        "max_tokens": 5, "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0.5, "seed": -(2**63), "stop": ["a"],
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    request = accept(**fields)
+    assert {name: getattr(request, name) for name in fields if name != "stream_options"} == {
+        name: value for name, value in fields.items() if name != "stream_options"
+    }
+    assert request.stream_options is not None
+    assert request.stream_options.include_usage is True
+
+
+def test_defaults_and_null() -> None:
+    """Null is absence, but for max_tokens of a stream."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "stream_options")
+    plain, nulls = accept(), accept(**dict.fromkeys(names))
+    assert plain.max_tokens == 256
+    assert not plain.unlimited
+    assert not nulls.unlimited
+    for name in names[1:]:
+        assert getattr(plain, name) is None
+        assert getattr(nulls, name) is None
+    assert accept(max_tokens=None, stream=True).unlimited
+    assert not accept(stream=True).unlimited
+    assert not accept(max_tokens=5, stream=True).unlimited
+    assert accept(stop=[]).stops == []
+    assert accept(stop="a").stops == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", None), ("model", 1), ("prompt", None), ("prompt", 1), ("prompt", True), ("prompt", {}),
+        ("max_tokens", "5"), ("max_tokens", True), ("max_tokens", 1.0), ("max_tokens", 0), ("max_tokens", -1),
+        ("temperature", "0.5"), ("temperature", True), ("temperature", -0.1), ("temperature", 2.1), ("temperature", []),
+        ("temperature", 10**400),
+        ("top_p", 0), ("top_p", 1.01), ("top_p", "1"),
+        ("top_k", -1), ("top_k", 1.5), ("top_k", False), ("top_k", 2**31),
+        ("min_p", -0.1), ("min_p", 1.1), ("seed", 2**63), ("seed", -(2**63) - 1), ("seed", 1.0), ("seed", "1"),
+        ("seed", True), ("seed", 10**400),
+        ("stop", ""), ("stop", ["a", ""]), ("stop", ["a"] * 17), ("stop", [1]), ("stop", 5),
+        ("stream", "true"), ("stream", 1), ("stream_options", []), ("stream_options", True),
+    ],
+)  # fmt: skip
+def test_values_that_are_refused(name: str, value: Any) -> None:
+    """Wrong types and ranges; the message names the field."""
+    refuse({**GOOD, name: value}, name, name)
+
+
+@pytest.mark.parametrize("name", ["model", "prompt"])
+def test_required_fields(name: str) -> None:
+    """Absent: named."""
+    refuse({key: value for key, value in GOOD.items() if key != name}, name, name)
+
+
+def test_the_message_names_the_limit() -> None:
+    """The field, the limit."""
+    refuse({**GOOD, "temperature": 3}, "temperature", "less than or equal to 2")
+    refuse({**GOOD, "stop": ["a"] * 17}, "stop", "16")
+
+
+@pytest.mark.parametrize("name", ["suffix", "x", "", "é", "\ud800", "a" * 5000, "model\n"])
+def test_unknown_fields(name: str) -> None:
+    """Refused by name, clipped, encodable; also inside an object."""
+    refuse({**GOOD, name: 1}, name if name.isascii() and len(name) < 60 else ANY)
+    refuse({**GOOD, "stream": True, "stream_options": {"include_obfuscation_of": 1}}, "stream_options", "include_obf")
+
+
+class _Any(str):
+    """Equal to any name."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, _: object) -> bool:
+        return True
+
+
+ANY = _Any("")
+
+
+def test_fields_that_need_each_other() -> None:
+    """stream_options without stream."""
+    with pytest.raises(ApiError) as caught:
+        accept(stream_options={"include_usage": True})
+    assert caught.value.status == 400
+    assert "stream" in caught.value.message
+
+
+@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999"])
+def test_numbers_that_are_none(constant: bytes) -> None:
+    """No NaN, no infinity, however it is written."""
+    with pytest.raises(ApiError) as caught:
+        parse(b'{"model":"m","prompt":"p","temperature":' + constant + b"}", CompletionRequest)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"nul", b"\xff", b'{"a":1,}', b"[1]", b"1", b'"x"', b"null", b'{"model":"m"} x', b"{'a':1}",
+     b'{"model":"\n"}', b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000, b"1" * 100_000],
+)  # fmt: skip
+def test_bodies_that_are_no_object(body: bytes) -> None:
+    """Malformed, of another kind, nested without end, endless digits."""
+    refuse(body, None)
+
+
+def test_nested_values() -> None:
+    """Deep, but not too deep to read: refused by the field's type."""
+    refuse(b'{"model":"m","prompt":' + b"[" * 500 + b"]" * 500 + b"}", "prompt")
+    refuse(b'{"model":"m","prompt":"p","seed":' + b"9" * 4000 + b"}", "seed")
+
+
+@pytest.mark.parametrize("body", [b'{"model":"a","model":"b","prompt":"p"}', b'{"model":"a","prompt":"p","model":"a"}'])
+def test_a_field_given_twice(body: bytes) -> None:
+    """Refused, by name, whether or not the values agree."""
+    refuse(body, "model", "twice")
+
+
+def test_a_field_given_twice_below() -> None:
+    """Also inside an object, and where its name is no text."""
+    refuse(b'{"stream_options":{"include_usage":true,"include_usage":false}}', "include_usage", "twice")
+    refuse(b'{"\\ud800":1,"\\ud800":2}', ANY, "twice")
+
+
+@pytest.mark.parametrize("value", ["\ud800", "a\udfffb", "\udc00\ud800"])
+def test_lone_surrogates_in_stops(value: str) -> None:
+    """No text: 400 with the field's name. Those of a prompt are refused at the latest by the tokenizer."""
+    refuse({**GOOD, "stop": value}, "stop")
+    refuse({**GOOD, "stop": ["a", value]}, "stop")
+
+
+def test_pairs_of_surrogates_are_text() -> None:
+    """How JSON escapes what is beyond U+FFFF."""
+    assert parse(b'{"model":"m","prompt":"\\ud83d\\ude00"}', CompletionRequest).prompt == "😀"
+
+
+def test_the_value_is_not_repeated() -> None:
+    """A secret in a body is not in the answer."""
+    for body in ({**GOOD, "seed": "s3cr3t"}, {**GOOD, "prompt": ["s3cr3t"]}, {**GOOD, "stop": {"a": "s3cr3t"}}):
+        with pytest.raises(ApiError) as caught:
+            parse(json.dumps(body).encode(), CompletionRequest)
+        assert "s3cr3t" not in caught.value.message
+
+
+STRINGS = st.text(st.characters(codec=None))  # unpaired surrogates too
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | STRINGS
+VALUES = st.recursive(
+    SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(STRINGS, v, max_size=4), max_leaves=8
+)
+NAMES = st.sampled_from([*CompletionRequest.model_fields, "include_usage", "other"]) | STRINGS
+
+
+def check_refusal(error: ApiError) -> None:
+    """A 400 of the one shape, of bounded length."""
+    assert error.status == 400
+    content = json.loads(bytes(error.response().body))
+    assert set(content["error"]) == {"message", "type", "param", "code"}
+    assert len(content["error"]["message"]) < 400
+
+
+def check(raw: bytes) -> None:
+    """A valid request, or an ApiError that can be sent."""
+    try:
+        request = parse(raw, CompletionRequest)
+    except ApiError as error:
+        check_refusal(error)
+    else:
+        assert request.max_tokens is None or request.max_tokens >= 1
+        assert all(request.stops)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(NAMES, VALUES, max_size=8))
+def test_any_object(fields: dict[str, Any]) -> None:
+    """Whatever the fields hold."""
+    check(json.dumps(fields).encode())
+    check(json.dumps({**fields, **GOOD}).encode())
+
+
+@settings(deadline=None)
+@given(NAMES.filter(lambda n: n not in GOOD), VALUES)
+def test_any_value_of_one_field(name: str, value: Any) -> None:
+    """One strange field in a body that is otherwise good: this is what gets deepest."""
+    check(json.dumps({**GOOD, name: value}).encode())
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60) | VALUES.map(lambda v: json.dumps(v).encode()))
+def test_any_bytes(raw: bytes) -> None:
+    """Whatever the body holds."""
+    check(raw)
+
+
+def request_of(
+    parts: list[bytes], headers: dict[str, str], then: dict[str, Any] | None = None
+) -> tuple[Request, list[int]]:
+    """A request whose body comes in parts; and how many have been read."""
+    read = [0]
+
+    async def receive() -> dict[str, Any]:
+        read[0] += 1
+        if read[0] > len(parts):
+            assert then is not None
+            return then
+        more = then is not None or read[0] < len(parts)
+        return {"type": "http.request", "body": parts[read[0] - 1], "more_body": more}
+
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": pairs, "query_string": b""}
+    typed: Callable[[], Awaitable[dict[str, Any]]] = receive
+    return Request(scope, typed), read  # type: ignore[arg-type]
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize("media", ["application/json", "Application/JSON", "application/json; charset=utf-8"])
+def test_content_types(media: str) -> None:
+    """JSON with any parameters, in any case."""
+    request, _ = request_of([b"{", b"}"], {"content-type": media})
+    assert asyncio.run(read_body(request, 10)) == b"{}"
+
+
+@pytest.mark.parametrize("media", ["", "text/plain", "application/jsonx", "multipart/form-data", "é" * 100])
+def test_other_content_types(media: str) -> None:
+    """400 before anything is read."""
+    request, read = request_of([b"{}"], {"content-type": media} if media else {})
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read_body(request, 10))
+    assert (caught.value.status, caught.value.code) == (400, "invalid_value")
+    assert "application/json" in caught.value.message
+    assert read == [0]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status"), [("gzip", 415), ("br, gzip", 415), ("identity", None), ("Identity", None)]
+)
+def test_content_encodings(encoding: str, status: int | None) -> None:
+    """None but identity."""
+    request, _ = request_of([b"{}"], {**JSON, "content-encoding": encoding})
+    if status is None:
+        assert asyncio.run(read_body(request, 10)) == b"{}"
+        return
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read_body(request, 10))
+    assert (caught.value.status, caught.value.type) == (status, "invalid_request_error")
+
+
+def test_a_body_that_says_it_is_too_large() -> None:
+    """413 by its header, before anything is read."""
+    request, read = request_of([b"x" * 11], {**JSON, "content-length": "11"})
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read_body(request, 10))
+    assert (caught.value.status, caught.value.code) == (413, "request_too_large")
+    assert "10" in caught.value.message
+    assert read == [0]
+
+
+def test_a_body_that_becomes_too_large() -> None:
+    """413 as soon as the limit is passed; exactly the limit is taken."""
+    request, read = request_of([b"x" * 6] * 10, JSON)
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read_body(request, 10))
+    assert caught.value.status == 413
+    assert read == [2]
+    request, _ = request_of([b"x" * 5] * 2, {**JSON, "content-length": "10"})
+    assert asyncio.run(read_body(request, 10)) == b"x" * 10
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "", "²", "9" * 5000])
+def test_lengths_that_are_none(length: str) -> None:
+    """A header that is no sensible number is an ApiError or is not believed."""
+    request, _ = request_of([b"{}"], {**JSON, "content-length": length})
+    with contextlib.suppress(ApiError):
+        assert asyncio.run(read_body(request, 10)) == b"{}"
+
+
+def test_a_client_that_leaves_in_its_body() -> None:
+    """An ApiError that nobody will read, and no fault."""
+    request, _ = request_of([b"{"], JSON, {"type": "http.disconnect"})
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read_body(request, 10))
+    assert caught.value.status == 400
