@@ -6,6 +6,7 @@ Starts `aft serve` of its own on a free port, asks for one stream, and reads /pr
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -65,7 +66,7 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     times, memory = figure.subplots(2, sharex=True)
-    pairs = list(zip(rows, rows[1:], strict=False))
+    pairs = list(itertools.pairwise(rows))
     each = [1e3 * (b["seconds"] - a["seconds"]) / (b["position"] - a["position"]) for a, b in pairs]
     times.plot([b["position"] for _, b in pairs], each, linewidth=0.8)
     times.set(ylabel="ms a character", ylim=(0, 2 * statistics.median(each)))

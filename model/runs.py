@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -37,12 +38,17 @@ def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Tokenizer]:
     parts = data.split(corpus)
     if len(parts.validation) < 2:
         raise ValueError(f"the corpus has {len(corpus)} characters: too few to set 5 % aside")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.device_count() >= world else "gloo")
     torch.manual_seed(recipe.seed)
     network = Network(preset(recipe.preset, tokenizer.vocab_size, **recipe.model))
     windows = Windows(encode(parts.train, tokenizer), recipe.length, tokenizer, recipe.begin_share, recipe.seed)
-    trainer = Trainer(network, windows, encode(parts.validation, tokenizer), recipe, folder)
+    longest = network.config.max_model_len
+    if longest is not None and recipe.length > longest:
+        raise ValueError(f"length {recipe.length} is longer than the model, which ends at {longest}")
+    sha256 = hashlib.sha256(corpus if isinstance(corpus, bytes) else corpus.encode()).hexdigest()
+    trainer = Trainer(network, windows, encode(parts.validation, tokenizer), recipe, folder, sha256)
     trainer.resume()
     return trainer, tokenizer
 
@@ -57,6 +63,8 @@ def train(
     """Run a recipe to its end in ``folder`` and write the checkpoint to ``target``."""
     trainer, tokenizer = make_trainer(recipe, folder)
     trainer.run(report, after_step)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if trainer.rank:
         return
     last = trainer.rows[-1]

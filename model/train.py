@@ -52,13 +52,18 @@ def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
 class Trainer:
     """One run in a folder: ``step`` until ``done``; ``save`` and ``resume`` are exact."""
 
-    def __init__(self, network: Network, windows: Windows, validation: Ids, recipe: Recipe, folder: Path) -> None:
+    def __init__(
+        self, network: Network, windows: Windows, validation: Ids, recipe: Recipe, folder: Path, corpus_sha256: str = ""
+    ) -> None:
         self.network, self.windows, self.recipe, self.folder = network, windows, recipe, folder
+        self.corpus_sha256 = corpus_sha256
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if recipe.accumulate % self.world or recipe.batch % recipe.accumulate:
             given = f"batch {recipe.batch}, accumulate {recipe.accumulate}, {self.world} processes"
             raise ValueError(f"accumulate must divide the batch and be a multiple of the processes: {given}")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         self.network.to(self.device)
         self.optimizers = optimizers(network, recipe)
         self.validation = validation[: recipe.eval_chars + 1]
@@ -173,6 +178,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "recipe": self.recipe.model_dump(mode="json"),
+            "corpus_sha256": self.corpus_sha256,
             "steps_done": self.steps_done,
             "seconds": self.seconds,
             "rows": self.rows,
@@ -189,11 +195,22 @@ class Trainer:
         path = self.folder / STATE
         if not path.exists():
             return False
+        try:
+            return self._resume(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it to start again") from error
+
+    def _resume(self, path: Path) -> bool:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
             if facts["recipe"] != self.recipe.model_dump(mode="json"):
                 raise ValueError(
                     f"{self.folder}: a run with another recipe stands here; remove it or choose another name"
+                )
+            # a state without the hash is older than this check
+            if facts.get("corpus_sha256", self.corpus_sha256) != self.corpus_sha256:
+                raise ValueError(
+                    f"{self.folder}: the corpus is another than the one this run began with; remove the run"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         weights = {n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}
