@@ -47,7 +47,7 @@ def test_accepts_with_the_first_token_that_completes_a_stop(strings: list[bytes]
 @settings(deadline=None)
 @given(STRINGS, st.booleans())
 def test_begin_and_end_in_every_state(strings: list[bytes], ignore_end: bool) -> None:
-    """Begin, which writes nothing, may never be drawn; end stops, or may not be drawn where it is ignored. Everything else may be drawn."""
+    """Begin writes nothing and is never drawn; end stops, or is not drawn where it is ignored; all else may be."""
     table = stops(WRITTEN, strings, END, ignore_end=ignore_end).next
     assert table.dtype == np.int32
     assert table.shape[1] == len(WRITTEN)

@@ -158,7 +158,7 @@ def test_bursts_adapt() -> None:
     assert s.burst() == 1
     s.seconds_per_token = 0.001
     s.add(make("first", prompt=1, max_tokens=1000))
-    assert s.burst() == 1
+    assert s.burst() == MAX_BURST_QUEUED
     book(s.schedule(0.0))
     assert s.burst() == 50
     s.add(make("second"))

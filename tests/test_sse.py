@@ -115,7 +115,6 @@ def test_a_whole_stream() -> None:
         b"content-type": b"text/event-stream; charset=utf-8",
         b"cache-control": b"no-cache, no-transform",
         b"x-accel-buffering": b"no",
-        b"x-request-id": b"id0",
     }
     assert bodies(sent) == [b"one", b"two", DONE, b""]
     assert [m.get("more_body") for m in sent[1:]] == [True, True, True, False]
