@@ -15,7 +15,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[train]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
@@ -26,7 +26,7 @@ serve: setup
 	$(BIN)/aft serve
 
 test: setup-dev check
-	$(BIN)/pytest --numprocesses 2 --cov --cov-report term
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term
 
 check: setup-dev
 	$(BIN)/ruff format --check .

@@ -23,12 +23,11 @@ class Automaton:
     next: NDArray[np.int32]  # (states, V)
 
 
-def stops(
-    token_bytes: Sequence[bytes], strings: Sequence[bytes], end: int, begin: int, *, ignore_end: bool
-) -> Automaton:
+def stops(token_bytes: Sequence[bytes], strings: Sequence[bytes], end: int, *, ignore_end: bool) -> Automaton:
     """Stop where any of the strings is complete, across any token borders, or at the end symbol.
 
-    Begin is never drawn; neither is end where it is ignored. Aho and Corasick 1975, over bytes, then over tokens.
+    What writes nothing, such as begin, is never drawn; neither is end where it is ignored. Aho and Corasick 1975,
+    over bytes, then over tokens.
     """
     step = _bytes_automaton(strings)
     states = np.arange(len(step))
@@ -37,8 +36,7 @@ def stops(
         at = states
         for byte in written:  # all states at once; the accepting one leads to itself
             at = step[at, byte]
-        table[:, token] = at
-    table[:, begin] = FORBIDDEN
+        table[:, token] = at if written else FORBIDDEN
     table[:, end] = FORBIDDEN if ignore_end else ACCEPT
     return Automaton(table)
 

@@ -5,7 +5,7 @@ What a step reads depends on (seed, step) alone, so that a run resumes exactly.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,14 @@ class Source(Protocol):
     def batch(self, step: int, size: int) -> Examples:
         """The examples of a step."""
         ...
+
+
+class Material(NamedTuple):
+    """What a run learns from, what it is measured on, and the hash that says which corpus that is."""
+
+    source: Source
+    validation: Examples
+    sha256: str
 
 
 def encode(part: str | bytes, tokenizer: Tokenizer) -> Ids:

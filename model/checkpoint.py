@@ -78,7 +78,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         """Read and check everything. CheckpointError names what is wrong."""
-        self.name = folder.resolve().name
+        self.name = folder.absolute().name
         self.folder, self.config = folder, _read_config(folder)
         _check_files(folder, self.config)
         self.codec = self._codec()

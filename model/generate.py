@@ -24,7 +24,7 @@ def generate(folder: Path, prompt: str, max_tokens: int, *, temperature: float =
     checkpoint = Checkpoint(folder)
     runtime: Runtime = EagerRuntime(checkpoint, num_slots=1)
     tokenizer = checkpoint.tokenizer
-    automaton = stops(tokenizer.token_bytes, [], tokenizer.end, tokenizer.begin, ignore_end=False)
+    automaton = stops(tokenizer.token_bytes, [], tokenizer.end, ignore_end=False)
     params = SamplingParams(temperature=temperature, seed=seed)
     tokens, decoder, left = (
         [tokenizer.begin, *tokenizer.encode(prompt)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from model import curve, data, images, weights
-from model.batches import Examples, Pictures, Source, Windows, conditions, encode, examples, side_by_side
+from model.batches import Material, Pictures, Windows, conditions, encode, examples, side_by_side
 from model.checkpoint import Codec
 from model.config import Raster, preset
 from model.network import Network
@@ -30,7 +31,7 @@ def choose_tokenizer(corpus: str | bytes, wanted: str) -> Tokenizer:
     return train_characters(corpus)
 
 
-def _text(recipe: Recipe) -> tuple[Tokenizer, Source, Examples]:
+def _text(recipe: Recipe) -> tuple[Tokenizer, Material]:
     corpus = data.load(recipe.corpus)
     tokenizer = choose_tokenizer(corpus, recipe.tokenizer)
     if isinstance(tokenizer, Bytes) and isinstance(corpus, str):
@@ -40,33 +41,39 @@ def _text(recipe: Recipe) -> tuple[Tokenizer, Source, Examples]:
         raise ValueError(f"the corpus has {len(corpus)} characters: too few to set 5 % aside")
     windows = Windows(encode(parts.train, tokenizer), recipe.length, tokenizer, recipe.begin_share, recipe.seed)
     validation = side_by_side(encode(parts.validation, tokenizer), recipe.length, recipe.eval_chars)
-    return tokenizer, windows, validation
+    raw = corpus if isinstance(corpus, bytes) else corpus.encode()
+    return tokenizer, Material(windows, validation, hashlib.sha256(raw).hexdigest())
 
 
-def _images(recipe: Recipe) -> tuple[PixelCodec, Source, Examples]:
+def _images(recipe: Recipe) -> tuple[PixelCodec, Material]:
     pictures = images.load(recipe.corpus, recipe.size)
     codec = PixelCodec(Raster(height=recipe.size, width=recipe.size), pictures.labels, pictures.styles)
     source = Pictures(pictures.subset(0), codec, recipe.brightness, recipe.any_share, recipe.seed)
     held_out = pictures.subset(1)
     if not held_out.names:
         raise ValueError(f"{recipe.corpus} has {len(pictures.names)} pictures: too few to set 5 % aside")
-    return codec, source, examples(held_out.images, conditions(held_out, codec))
+    validation = examples(held_out.images, conditions(held_out, codec))
+    return codec, Material(source, validation, hashlib.sha256(pictures.images.tobytes()).hexdigest())
 
 
 def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Codec]:
     """Everything that a run needs, resumed where the folder holds its state."""
     codec: Codec
+    shape: dict[str, Any] = {}
     if recipe.kind == "text":
-        codec, source, validation = _text(recipe)
-        shape: dict[str, Any] = {}
+        codec, material = _text(recipe)
     else:
-        codec, source, validation = _images(recipe)
+        codec, material = _images(recipe)
         shape = {"raster": codec.raster.model_dump(), "max_model_len": codec.raster.size}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.device_count() >= world else "gloo")
     torch.manual_seed(recipe.seed)
     network = Network(preset(recipe.preset, codec.vocab_size, **shape, **recipe.model))
-    trainer = Trainer(network, source, validation, recipe, folder)
+    length, longest = material.validation[0].shape[1], network.config.max_model_len
+    if longest is not None and length > longest:
+        raise ValueError(f"length {length} is longer than the model, which ends at {longest}")
+    trainer = Trainer(network, material, recipe, folder)
     trainer.resume()
     return trainer, codec
 
@@ -81,6 +88,8 @@ def train(
     """Run a recipe to its end in ``folder`` and write the checkpoint to ``target``."""
     trainer, codec = make_trainer(recipe, folder)
     trainer.run(report, after_step)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if trainer.rank:
         return
     last = trainer.rows[-1]

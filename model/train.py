@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import curve
-from model.batches import Examples, Source
+from model.batches import Material
 from model.network import Network
 from model.recipe import Recipe
 
@@ -52,19 +52,16 @@ def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
 class Trainer:
     """One run in a folder: ``step`` until ``done``; ``save`` and ``resume`` are exact."""
 
-    def __init__(self, network: Network, source: Source, validation: Examples, recipe: Recipe, folder: Path) -> None:
-        self.network, self.source, self.validation, self.recipe, self.folder = (
-            network,
-            source,
-            validation,
-            recipe,
-            folder,
-        )
+    def __init__(self, network: Network, material: Material, recipe: Recipe, folder: Path) -> None:
+        self.network, self.recipe, self.folder = network, recipe, folder
+        self.source, self.validation, self.corpus_sha256 = material
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if recipe.accumulate % self.world or recipe.batch % recipe.accumulate:
             given = f"batch {recipe.batch}, accumulate {recipe.accumulate}, {self.world} processes"
             raise ValueError(f"accumulate must divide the batch and be a multiple of the processes: {given}")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         self.network.to(self.device)
         self.optimizers = optimizers(network, recipe)
         self.steps_done, self.seconds, self.rows = 0, 0.0, list[curve.Row]()
@@ -176,6 +173,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "recipe": self.recipe.model_dump(mode="json"),
+            "corpus_sha256": self.corpus_sha256,
             "steps_done": self.steps_done,
             "seconds": self.seconds,
             "rows": self.rows,
@@ -192,11 +190,22 @@ class Trainer:
         path = self.folder / STATE
         if not path.exists():
             return False
+        try:
+            return self._resume(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it to start again") from error
+
+    def _resume(self, path: Path) -> bool:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
             if facts["recipe"] != self.recipe.model_dump(mode="json"):
                 raise ValueError(
                     f"{self.folder}: a run with another recipe stands here; remove it or choose another name"
+                )
+            # a state without the hash is older than this check
+            if facts.get("corpus_sha256", self.corpus_sha256) != self.corpus_sha256:
+                raise ValueError(
+                    f"{self.folder}: the corpus is another than the one this run began with; remove the run"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         weights = {n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}

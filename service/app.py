@@ -80,7 +80,7 @@ async def _load(service: Service, load: Loader, on_failure: Callable[[Exception]
             "serving %s on the %s runtime: weights %.1f MB, %d slots x %d bytes of state = %.1f MB",
             model.name, runtime.name, runtime.weight_bytes / 1e6, runtime.num_slots, runtime.state_bytes, state,
         )  # fmt: skip
-    log.info("ready after %.2f s on http://%s:%d", seconds, service.settings.host, service.settings.port)
+    log.info("ready after %.2f s", seconds)
 
 
 async def _api_error(_: Request, error: Exception) -> Response:

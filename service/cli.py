@@ -65,7 +65,6 @@ def generate(
     import secrets
 
     from model.generate import generate as stream
-    from model.runtime.base import JobError
 
     try:
         chosen = secrets.randbits(31) if seed is None else seed
@@ -78,7 +77,7 @@ def generate(
             sys.stdout.write(part)
             sys.stdout.flush()
         sys.stdout.write("\n")
-    except (ValueError, JobError, _checkpoint_error()) as error:
+    except (ValueError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
 
 
@@ -92,9 +91,9 @@ def _checkpoint_error() -> type[Exception]:
 def train(
     source: Annotated[Path, typer.Argument(help="A recipe (.toml), or a text file or folder of one's own.")],
     name: Annotated[str | None, typer.Option(help="Name of the model (own text).")] = None,
-    minutes: Annotated[float, typer.Option(min=0.05, help="About how long to train (own text).")] = 10,
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="About how long to train (own text); 10.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0: its own choice.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and the order of the text (own text).")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and order of the text (own text); 0.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write the curve for TensorBoard into this folder.")] = None,
     runs: Annotated[Path, typer.Option(help="Where a run keeps its resumable state.")] = Path("runs"),
     checkpoints: Checkpoints = Path("checkpoints"),
@@ -104,17 +103,20 @@ def train(
 
     from model.data import DataError
     from model.recipe import RecipeError, read
-    from service.training import own_recipe, run
+    from service.training import own_recipe, require_training_extra, run
 
     if threads:
         torch.set_num_threads(threads)
     try:
+        require_training_extra()
         if source.suffix == ".toml":
+            if (name, minutes, seed) != (None, None, None):
+                raise fail("a recipe has its own name, steps and seed: --name, --minutes and --seed are for a text")
             recipe = read(source)
         elif name is None:
             raise fail("a text of one's own needs a name for the model: --name NAME")
         else:
-            recipe = own_recipe(name, source, minutes, seed, runs)
+            recipe = own_recipe(name, source, 10 if minutes is None else minutes, seed or 0, runs)
         run(recipe, runs / recipe.name, checkpoints / recipe.name, tensorboard)
     except (DataError, RecipeError, ValueError) as error:
         raise fail(str(error)) from None
@@ -124,7 +126,9 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Name of the checkpoint.")],
     corpus: Annotated[str | None, typer.Option(help="Corpus; default: the one that it was trained on.")] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Characters that an overlapping window scores.")] = 256,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Characters that an overlapping window scores; half a window.")
+    ] = None,
     depths: Annotated[str, typer.Option(help="Characters of preceding text, by commas.")] = "100,1000,10000,100000",
     max_chars: Annotated[int | None, typer.Option(help="Score only the first so many of the test split.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,

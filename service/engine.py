@@ -21,6 +21,7 @@ from service.scheduler import QueueFullError, Scheduler
 
 log = logging.getLogger("aft.engine")
 
+CLOSE_SECONDS = 5.0
 STALL_SECONDS = 30.0  # a step that takes longer turns /readyz red
 
 
@@ -92,16 +93,31 @@ class Engine:
         """End the thread after its step."""
         self._ending = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(timeout=CLOSE_SECONDS)  # a step that hangs must not keep the process
 
     def _main(self) -> None:
         while not self._ending:
             self._wake.clear()
             worked = False
             for model in self.served.values():
-                worked |= self._step(model)
+                worked |= self._guarded_step(model)
             if not worked:
                 self._wake.wait(timeout=1.0)  # an unlimited stream's time may pass while its reader sleeps
+
+    def _guarded_step(self, model: Served) -> bool:
+        """A step; whatever breaks in it fails this model's running requests, and the thread lives."""
+        try:
+            return self._step(model)
+        except Exception:
+            log.exception("model %s: the engine failed", model.name)
+            self._step_began = None
+            with model.scheduler.lock:
+                failed = list(model.scheduler.running)
+                for generation in failed:
+                    model.scheduler.remove(generation)
+                    generation.num_delivered += 1
+            self._send([(generation, Burst([], Outcome.ERROR)) for generation in failed])
+            return True
 
     def _step(self, model: Served) -> bool:
         """Schedule, run, deliver. Returns whether there was work."""
@@ -160,6 +176,9 @@ class Engine:
                     generation.num_delivered += 1
                     bursts.append((generation, burst))
             self._gauge(model)
+        self._send(bursts)
+
+    def _send(self, bursts: list[tuple[Generation, Burst]]) -> None:
         if bursts and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver_all, bursts)
 

@@ -89,6 +89,12 @@ def model_loading() -> ApiError:
     return _unavailable("unavailable_error", "model_loading", message, RETRY_AFTER_SECONDS, close=True)
 
 
+def not_stepping() -> ApiError:
+    """503: the engine hangs."""
+    message = "the engine does not step"
+    return _unavailable("unavailable_error", "engine_stalled", message, RETRY_AFTER_SECONDS, close=True)
+
+
 def internal() -> ApiError:
     """500: a fault of ours; the engine goes on serving others."""
     message = "the engine failed at this request; others go on"

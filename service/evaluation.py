@@ -15,6 +15,7 @@ from model.batches import conditions, encode, examples
 from model.checkpoint import Checkpoint
 from model.evaluate import Depth, by_depth, compare, per_dimension, windows
 from model.network import Network
+from model.runtime.eager import EagerRuntime
 from model.tokenizer import Bytes
 from model.weights import load
 
@@ -22,7 +23,7 @@ from model.weights import load
 def run(
     folder: Path,
     corpus: str | None,
-    stride: int,
+    stride: int | None,
     depths: list[int],
     max_chars: int | None,
     json_file: Path | None,
@@ -30,9 +31,8 @@ def run(
 ) -> None:
     """Evaluate a checkpoint on the test split of a corpus."""
     checkpoint = Checkpoint(folder)
-    network = load(checkpoint).freeze()
     if checkpoint.config.kind == "image":
-        _run_images(checkpoint, network, corpus, json_file)
+        _run_images(checkpoint, load(checkpoint).freeze(), corpus, json_file)
         return
     recipe = checkpoint.config.training.get("recipe", {})
     source, length = corpus or recipe.get("corpus"), int(recipe.get("length", 512))
@@ -42,20 +42,29 @@ def run(
     if isinstance(checkpoint.tokenizer, Bytes) and isinstance(text, str):
         text = text.encode()
     parts = data.split(text)
+    scored = parts.test[:max_chars] if max_chars else parts.test
     before = encode(text[: len(text) - len(parts.test)], checkpoint.tokenizer)
-    test = encode(parts.test[:max_chars] if max_chars else parts.test, checkpoint.tokenizer)
-    ids, start = np.concatenate([before, test]), len(before)
-    # bits per character, also where some characters are several byte tokens
-    scale = len(test) / len(parts.test[:max_chars] if max_chars else parts.test)
-    overlapping = windows(network, ids, start, length, stride)
-    rows = [compare(depth, by_depth(network, ids, start, depth), overlapping) for depth in depths if depth <= start]
+    test = encode(scored, checkpoint.tokenizer)
+    ids, start, stride = np.concatenate([before, test]), len(before), stride or max(1, length // 2)
+    scale = len(test) / len(scored)  # tokens a character: more than one where characters are spelled in bytes
+    overlapping = windows(load(checkpoint).freeze(), ids, start, length, stride) * scale
+    runtime = EagerRuntime(checkpoint, num_slots=1)
+    longest = min(start, runtime.max_position // 2) if runtime.max_position else start
+    left_out = [depth for depth in depths if depth > longest]
+    if left_out:
+        Console(stderr=True).print(f"left out, beyond the text or the model's end: {left_out}")
+    rows = [
+        compare(depth, by_depth(runtime, ids, start, depth) * scale, overlapping)
+        for depth in depths
+        if depth <= longest
+    ]
     result = {
         "model": checkpoint.name,
         "corpus": source,
-        "characters": len(test),
+        "characters": len(scored),
         "window": length,
         "stride": stride,
-        "bits_per_character": float(overlapping.mean()) * scale,
+        "bits_per_character": float(overlapping.mean()),
         "by_depth": [row._asdict() for row in rows],
     }
     _print(result, rows)

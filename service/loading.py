@@ -24,7 +24,7 @@ def folders(settings: Settings) -> list[Path]:
             )
     if not found:
         raise CheckpointError(f"{settings.checkpoints} holds no checkpoint (a folder with a config.json)")
-    return [found[name] for name in settings.models] if settings.models else list(found.values())
+    return [found[name] for name in dict.fromkeys(settings.models)] if settings.models else list(found.values())
 
 
 def make_runtime(loaded: Checkpoint, settings: Settings) -> Runtime:

@@ -65,7 +65,7 @@ class Envelope:
 def _endpoint(scope: Scope) -> str:
     if scope["path"] == "/v1/completions" and scope["method"] == "POST":
         return "completions"
-    return "models" if scope["path"].startswith("/v1/models") and scope["method"] == "GET" else "other"
+    return "models" if f"{scope['path']}/".startswith("/v1/models/") and scope["method"] == "GET" else "other"
 
 
 async def _discard(receive: Receive) -> None:

@@ -19,6 +19,8 @@ PREFILL_CHUNK = 512
 # Tokens of prompts in one step: what running streams wait for at most, beside their own burst.
 PREFILL_BUDGET = 2048
 MAX_BURST = 256
+# While all slots are taken and somebody waits: a slot that becomes free is seen soon, at little cost a token.
+MAX_BURST_QUEUED = 8
 
 
 class QueueFullError(Exception):
@@ -62,10 +64,12 @@ class Scheduler:
 
     def burst(self) -> int:
         """Tokens a stream draws in one step: short while somebody waits, else what fits into ``burst_seconds``."""
-        if self.waiting or not self.seconds_per_token:
+        if not self.seconds_per_token:
             return 1
-        prefilling = any(g.num_computed < len(g.prompt) for g in self.running)
-        return 1 if prefilling else max(1, min(MAX_BURST, int(self.burst_seconds / self.seconds_per_token)))
+        if any(g.num_computed < len(g.prompt) for g in self.running):  # somebody waits for the first token
+            return 1
+        most = MAX_BURST_QUEUED if self.waiting else MAX_BURST
+        return max(1, min(most, int(self.burst_seconds / self.seconds_per_token)))
 
     def observe(self, jobs: list[Job], drawn: int, seconds: float) -> None:
         """Learn what a step costs, from steps that only decoded; ``drawn`` by the longest burst."""

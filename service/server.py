@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Iterator
 
 import uvicorn
@@ -48,6 +49,14 @@ class Server(uvicorn.Server):
         """The application's state."""
         service: Service = self.app.state.service
         return service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port, and say which."""
+        await super().startup(sockets)
+        for server in getattr(self, "servers", []):
+            for listening in server.sockets:
+                host, port = listening.getsockname()[:2]
+                log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

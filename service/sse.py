@@ -47,21 +47,19 @@ class EventStream(Response):
         self,
         source: AsyncGenerator[bytes],
         on_close: Callable[[], None],
-        request_id: str,
         heartbeat_seconds: float,
         stalled_seconds: float,
     ) -> None:
         super().__init__()
         self._on_close = on_close
         self._source, self._heartbeat, self._stalled = source, heartbeat_seconds, stalled_seconds
-        self._start = [*HEADERS, (b"x-request-id", request_id.encode())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the source ends, the client leaves, or it accepts nothing for too long."""
         watcher = asyncio.ensure_future(disconnected(receive))
         try:
             async with asyncio.timeout(self._stalled):
-                await send({"type": "http.response.start", "status": 200, "headers": self._start})
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await self._pump(watcher, send)
         except (TimeoutError, OSError):
             pass  # nobody reads any more: as if the client had left

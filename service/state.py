@@ -29,6 +29,8 @@ class Service:
             raise errors.shutting_down()
         if self.engine is None:
             raise errors.model_loading()
+        if not self.engine.stepping:
+            raise errors.not_stepping()
         return self.engine
 
     def model(self, name: str) -> Served:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -19,17 +20,24 @@ from model.train import Trainer
 KEPT = "recipe.json"
 
 
+def require_training_extra() -> None:
+    """ValueError before the training, and not after it, where what draws its curve is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("training draws its curve with matplotlib: pip install -e '.[train]'")
+
+
 def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -> Recipe:
     """The recipe for a text of one's own: the one that an interrupted run chose, or one that fits the minutes."""
-    kept = runs / name / KEPT
+    kept, asked = runs / name / KEPT, {"corpus": str(source), "minutes": minutes, "seed": seed}
     if kept.exists():
-        recipe = make(str(kept), json.loads(kept.read_bytes()))
-        if recipe.corpus == str(source):
-            return recipe
-        raise ValueError(f"{kept.parent} holds a run on {recipe.corpus}; remove it or choose another name")
+        content = json.loads(kept.read_bytes())
+        if content["asked"] == asked:
+            return make(str(kept), content["recipe"])
+        before = ", ".join(f"{key} {value}" for key, value in content["asked"].items())
+        raise ValueError(f"{kept.parent} holds a run with {before}; remove it or choose another name")
     recipe = fit_minutes(name, str(source), minutes, seed)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+    kept.write_text(json.dumps({"asked": asked, "recipe": recipe.model_dump(mode="json")}, indent=2) + "\n")
     return recipe
 
 
@@ -65,7 +73,7 @@ def _tensorboard(folder: Path) -> Callable[[curve.Row], None]:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:
-        raise ValueError("--tensorboard needs the extra: pip install 'aft-serve[tensorboard]'") from error
+        raise ValueError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from error
     writer = SummaryWriter(str(folder))
 
     def write(row: curve.Row) -> None:

@@ -197,7 +197,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {  # what happens, what 
     "missing field": (configure(lambda c: c.pop("tokenizer")), r"config\.json: tokenizer: "),
     "format 2": (configure(lambda c: c.update(format=2)), r"config\.json: format: "),
     "format as text": (configure(lambda c: c.update(format="1")), r"config\.json: format: "),
-    "another kind": (configure(lambda c: c.update(kind="image")), r"config\.json: kind: "),
+    "another kind": (configure(lambda c: c.update(kind="image")), r"config\.json: kind, tokenizer and raster"),
     "number as text": (configure(lambda c: c["model"].update(dim="32")), r"config\.json: model\.dim: "),
     "impossible model": (configure(lambda c: c["model"].update(num_heads=5)), r"config\.json: model: .*num_heads"),
     "unknown tokenizer": (configure(lambda c: c.update(tokenizer="words")), r"config\.json: tokenizer: "),

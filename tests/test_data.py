@@ -203,7 +203,7 @@ def test_fetch_url_fails(monkeypatch: pytest.MonkeyPatch, error: Exception, word
 def test_fetch_url_without_pooch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the extra is not installed, the message says how to get it."""
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(DataError, match=r"pip install 'aft-serve\[train\]'"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[train\]'"):
         data.fetch_url("http://host/file", "ab" * 32)
 
 

@@ -44,6 +44,7 @@ def test_every_error_code_is_documented() -> None:
         errors.queue_full(1, 1),
         errors.shutting_down(),
         errors.model_loading(),
+        errors.not_stepping(),
         errors.internal(),
     ]
     for error in made:

@@ -9,19 +9,36 @@ import numpy as np
 import pytest
 import torch
 
-from model import evaluate
+from model import evaluate, weights
 from model.batches import Ids
+from model.checkpoint import Checkpoint
 from model.config import preset
 from model.evaluate import by_depth, compare, windows
 from model.network import Network
+from model.runtime.eager import EagerRuntime
+from model.tokenizer import Bytes
 
 VOCAB = 17
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    """Tiny, with logits that hang on all that precedes."""
-    return tiny.random_network(preset("tiny", VOCAB, max_half_life=500.0))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Tiny, of bytes, with logits that hang on all that precedes."""
+    folder = tmp_path_factory.mktemp("evaluate") / "tiny"
+    weights.save(tiny.random_network(preset("tiny", 258, max_half_life=500.0)), Bytes(), folder, {})
+    return Checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def network(checkpoint: Checkpoint) -> Network:
+    """Its network."""
+    return weights.load(checkpoint).freeze()
+
+
+@pytest.fixture(scope="module")
+def runtime(checkpoint: Checkpoint) -> EagerRuntime:
+    """Its runtime."""
+    return EagerRuntime(checkpoint, num_slots=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +86,7 @@ def test_windows(network: Network, ids: Ids, start: int, count: int, length: int
     [(100, 60, 10), (100, 61, 7), (100, 30, 100), (100, 30, 50), (40, 41, 40), (100, 100, 1), (390, 10, 390),
      (300, 1, 5)],
 )  # fmt: skip
-def test_by_depth(network: Network, ids: Ids, start: int, count: int, depth: int) -> None:
+def test_by_depth(network: Network, runtime: EagerRuntime, ids: Ids, start: int, count: int, depth: int) -> None:
     """A stream begins ``depth`` before a block of at most ``depth`` characters: each has depth to 2 depth before it."""
     part = ids[: start + count]
     expected = []
@@ -78,38 +95,42 @@ def test_by_depth(network: Network, ids: Ids, start: int, count: int, depth: int
         begin = start + first - depth
         assert depth <= at - begin < 2 * depth
         expected.append(bits_after(network, part, begin, at))
-    scored = by_depth(network, part, start, depth)
+    scored = by_depth(runtime, part, start, depth)
     assert scored.shape == (count,)
     np.testing.assert_allclose(scored, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("piece", [1, 7, 16, 59])
-def test_streams_in_pieces(network: Network, ids: Ids, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+def test_streams_in_pieces(
+    network: Network, runtime: EagerRuntime, ids: Ids, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
     """The length of the pieces that carry the state does not show, and neither does how many rows go together."""
-    whole = by_depth(network, ids[:200], 100, 30)
+    whole = by_depth(runtime, ids[:200], 100, 30)
     monkeypatch.setattr(evaluate, "PIECE", piece)
     monkeypatch.setattr(evaluate, "ROWS", 3)
-    np.testing.assert_allclose(by_depth(network, ids[:200], 100, 30), whole, atol=1e-5)
+    np.testing.assert_allclose(by_depth(runtime, ids[:200], 100, 30), whole, atol=1e-5)
     np.testing.assert_allclose(windows(network, ids[:200], 100, 16, 4), windows(network, ids[:200], 100, 16, 4))
 
 
-def test_a_scored_character_does_not_see_the_future(network: Network, ids: Ids) -> None:
+def test_a_scored_character_does_not_see_the_future(network: Network, runtime: EagerRuntime, ids: Ids) -> None:
     """Other characters after it: the same bits; another character itself: others."""
     changed = ids.copy()
     changed[150:] = (changed[150:] + 1) % VOCAB
     for before, after in (
         (windows(network, ids, 100, 16, 4), windows(network, changed, 100, 16, 4)),
-        (by_depth(network, ids, 100, 20), by_depth(network, changed, 100, 20)),
+        (by_depth(runtime, ids, 100, 20), by_depth(runtime, changed, 100, 20)),
     ):
         np.testing.assert_allclose(before[:50], after[:50], atol=1e-6)
         assert abs(before[50] - after[50]) > 1e-3
 
 
 @pytest.mark.parametrize(("start", "count", "depth"), [(10, 100, 11), (0, 1, 1), (3, 3, 6)])
-def test_a_depth_that_the_text_does_not_have(network: Network, ids: Ids, start: int, count: int, depth: int) -> None:
+def test_a_depth_that_the_text_does_not_have(
+    runtime: EagerRuntime, ids: Ids, start: int, count: int, depth: int
+) -> None:
     """Not enough text before the first scored character: an error that says so, never a wrong number."""
     with pytest.raises(ValueError, match="depth"):
-        by_depth(network, ids[: start + count], start, depth)
+        by_depth(runtime, ids[: start + count], start, depth)
 
 
 @pytest.mark.parametrize(("start", "count", "length", "stride"), [(100, 60, 4, 20), (3, 5, 1, 5), (0, 16, 16, 16)])

@@ -35,7 +35,9 @@ def by_hand(folder: Path, prompt: str, max_tokens: int, params: SamplingParams) 
     while len(tokens) < start + max_tokens:
         with torch.no_grad():
             scores = network(torch.tensor([tokens]))[0][0, -1].double().numpy()
-        scores[tokenizer.begin] = -np.inf
+        for token, written in enumerate(tokenizer.token_bytes):
+            if not written and token != tokenizer.end:
+                scores[token] = -np.inf
         tokens.append(draw(scores, params, len(tokens)))
         if tokens[-1] == tokenizer.end or len(tokens) == (checkpoint.config.model.max_model_len or 10**9) + 1:
             break

@@ -83,7 +83,7 @@ def same(a: Done, b: Done) -> None:
 
 def mixed_jobs(order: Sequence[int]) -> list[Job]:
     """One job of every kind, on the given slots."""
-    automaton = stops(BYTES, [b"a", b"e"], 257, 256, ignore_end=True)
+    automaton = stops(BYTES, [b"a", b"e"], 257, ignore_end=True)
     kinds = [
         Job(0, prompt(70, 1), logits="last", draw=Draw(PENALISED, 12, automaton, top=3)),
         Job(0, prompt(9, 2), targets=prompt(9, 3)),
@@ -258,7 +258,7 @@ def test_the_last_drawn_token_is_not_consumed(runtime: EagerRuntime) -> None:
 @pytest.mark.parametrize("params", [SamplingParams(seed=3), SamplingParams(temperature=0), PENALISED])
 def test_a_burst_is_single_steps(runtime: EagerRuntime, params: SamplingParams) -> None:
     """Ten tokens in one burst, in ten bursts of one, and by hand from the logits with the sampler's oracle."""
-    automaton = stops(BYTES, [b"no such text"], 257, 256, ignore_end=True)
+    automaton = stops(BYTES, [b"no such text"], 257, ignore_end=True)
     burst = one(runtime, Job(0, prompt(8), draw=Draw(params, 10, automaton, top=258)))
     assert len(burst.drawn) == 10
     singles = [one(runtime, Job(1, prompt(8), draw=Draw(params, 1, automaton, top=258)))]
@@ -307,12 +307,12 @@ def test_bursts_of_different_lengths(runtime: EagerRuntime) -> None:
 def test_an_automaton_stops(runtime: EagerRuntime) -> None:
     """With the token that completes the string, across bursts and not one later; forbidden tokens are not drawn."""
     params = SamplingParams(seed=4)
-    free = one(runtime, Job(0, [256], draw=Draw(params, 40, stops(BYTES, [], 257, 256, ignore_end=True))))
+    free = one(runtime, Job(0, [256], draw=Draw(params, 40, stops(BYTES, [], 257, ignore_end=True))))
     assert free.stopped is None
     assert not {256, 257} & set(free.drawn)
     word = bytes(free.drawn[20:23])
     first = bytes(free.drawn).index(word)
-    automaton = stops(BYTES, [word], 257, 256, ignore_end=True)
+    automaton = stops(BYTES, [word], 257, ignore_end=True)
     stopped = one(runtime, Job(1, [256], draw=Draw(params, 40, automaton)))
     assert stopped.drawn == free.drawn[: first + 3]
     assert stopped.logprobs == free.logprobs[: first + 3]
@@ -326,9 +326,9 @@ def test_an_automaton_stops(runtime: EagerRuntime) -> None:
 def test_end_stops_or_is_never_drawn(runtime: EagerRuntime) -> None:
     """The end symbol made all but certain: drawn at once, or not at all."""
     params = SamplingParams(logit_bias={257: 99.0})
-    ended = one(runtime, Job(0, [256], draw=Draw(params, 9, stops(BYTES, [], 257, 256, ignore_end=False))))
+    ended = one(runtime, Job(0, [256], draw=Draw(params, 9, stops(BYTES, [], 257, ignore_end=False))))
     assert (ended.drawn, ended.stopped) == ([257], Stop.ACCEPT)
-    ignored = one(runtime, Job(1, [256], draw=Draw(params, 9, stops(BYTES, [], 257, 256, ignore_end=True))))
+    ignored = one(runtime, Job(1, [256], draw=Draw(params, 9, stops(BYTES, [], 257, ignore_end=True))))
     assert (len(ignored.drawn), ignored.stopped) == (9, None)
     assert 257 not in ignored.drawn
 
@@ -411,11 +411,11 @@ def test_an_automaton_without_the_slots_state_is_a_bad_job(runtime: EagerRuntime
     """A slot inside a long stop string cannot go on with an automaton of fewer states."""
     first = one(runtime, Job(0, [256], draw=Draw(SamplingParams(temperature=0), 6))).drawn
     runtime.reset(0)
-    long = stops(BYTES, [bytes(first) + b"more"], 257, 256, ignore_end=True)
+    long = stops(BYTES, [bytes(first) + b"more"], 257, ignore_end=True)
     drawn = one(runtime, Job(0, [256], draw=Draw(SamplingParams(temperature=0), 5, long))).drawn
     assert drawn == first[:5]
     before = runtime.export(0)
-    short = stops(BYTES, [], 257, 256, ignore_end=True)
+    short = stops(BYTES, [], 257, ignore_end=True)
     with pytest.raises(JobError):
         runtime.run([Job(0, drawn[-1:], draw=Draw(SamplingParams(), 1, short))])
     assert runtime.export(0) == before
@@ -445,9 +445,9 @@ def test_copies_go_their_own_ways(runtime: EagerRuntime) -> None:
 def history(runtime: EagerRuntime, slot: int) -> tuple[Automaton, Done]:
     """Prompt and ten tokens, with penalties; the next two complete a stop string."""
     tokens = [256, *prompt(20)]
-    free = one(runtime, Job(slot, tokens, draw=Draw(PENALISED, 12, stops(BYTES, [], 257, 256, ignore_end=True))))
+    free = one(runtime, Job(slot, tokens, draw=Draw(PENALISED, 12, stops(BYTES, [], 257, ignore_end=True))))
     runtime.reset(slot)
-    automaton = stops(BYTES, [bytes(free.drawn[7:12])], 257, 256, ignore_end=True)
+    automaton = stops(BYTES, [bytes(free.drawn[7:12])], 257, ignore_end=True)
     done = one(runtime, Job(slot, tokens, draw=Draw(PENALISED, 10, automaton)))
     assert done.drawn == free.drawn[:10]
     return automaton, done

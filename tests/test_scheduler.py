@@ -10,10 +10,10 @@ from model.runtime.base import Draw, Job
 from model.sampling import SamplingParams
 from model.tokenizer import Bytes
 from service.request import MAX_PENDING, Generation
-from service.scheduler import MAX_BURST, PREFILL_BUDGET, PREFILL_CHUNK, QueueFullError, Scheduler
+from service.scheduler import MAX_BURST, MAX_BURST_QUEUED, PREFILL_BUDGET, PREFILL_CHUNK, QueueFullError, Scheduler
 
 TOKENIZER = Bytes()
-NO_STOPS = stops(TOKENIZER.token_bytes, [], TOKENIZER.end, TOKENIZER.begin, ignore_end=True)
+NO_STOPS = stops(TOKENIZER.token_bytes, [], TOKENIZER.end, ignore_end=True)
 
 
 def make(name: str = "g", prompt: int = 3, max_tokens: int = 10) -> Generation:
@@ -147,7 +147,7 @@ def test_the_last_token_is_the_next_job() -> None:
 
 
 def test_bursts_adapt() -> None:
-    """One token before a rate is known, while somebody waits or is prefilled; else what fits into burst_seconds."""
+    """One token before a rate is known or while a prompt is computed, few while somebody waits; else what fits."""
     s = scheduler(slots=1, burst_seconds=0.05)
     assert s.burst() == 1
     s.seconds_per_token = 0.001
@@ -158,10 +158,12 @@ def test_bursts_adapt() -> None:
     assert s.burst() == 1
     s.seconds_per_token = 0.001
     s.add(make("first", prompt=1, max_tokens=1000))
-    assert s.burst() == 1
+    assert s.burst() == MAX_BURST_QUEUED
     book(s.schedule(0.0))
     assert s.burst() == 50
     s.add(make("second"))
+    assert s.burst() == MAX_BURST_QUEUED
+    s.seconds_per_token = 1.0
     assert s.burst() == 1
 
 

@@ -90,7 +90,7 @@ def call(
         sent.append(message)
 
     async def run() -> None:
-        stream = EventStream(source(), source.on_close, "id0", heartbeat, stalled)
+        stream = EventStream(source(), source.on_close, heartbeat, stalled)
         async with asyncio.timeout(3):
             await stream({"type": "http"}, receive, keep)  # type: ignore[arg-type]
 
@@ -115,7 +115,6 @@ def test_a_whole_stream() -> None:
         b"content-type": b"text/event-stream; charset=utf-8",
         b"cache-control": b"no-cache, no-transform",
         b"x-accel-buffering": b"no",
-        b"x-request-id": b"id0",
     }
     assert bodies(sent) == [b"one", b"two", DONE, b""]
     assert [m.get("more_body") for m in sent[1:]] == [True, True, True, False]
@@ -223,7 +222,7 @@ def test_the_task_is_cancelled() -> None:
         sent.append(message)
 
     async def run() -> None:
-        stream = EventStream(source(), source.on_close, "id0", 5, 5)
+        stream = EventStream(source(), source.on_close, 5, 5)
         task = asyncio.ensure_future(stream({"type": "http"}, never, keep))  # type: ignore[arg-type]
         while len(sent) < 2:
             await asyncio.sleep(0.001)

@@ -25,7 +25,7 @@ def cut(tokens: list[int], places: list[int]) -> list[list[int]]:
 def draw(tokens: list[int], stop: list[str]) -> tuple[list[int], bool]:
     """What a runtime draws of these: up to and with the token that completes a stop."""
     strings = [s.encode() for s in stop]
-    automaton = stops(TOKENIZER.token_bytes, strings, TOKENIZER.end, TOKENIZER.begin, ignore_end=False)
+    automaton = stops(TOKENIZER.token_bytes, strings, TOKENIZER.end, ignore_end=False)
     state = 0
     for i, token in enumerate(tokens):
         state = int(automaton.next[state, token])

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from model import curve, runs
+from model.batches import Material
 from model.checkpoint import Checkpoint
 from model.recipe import Recipe
 from model.train import Trainer
@@ -234,7 +235,7 @@ def test_batch_that_cannot_be_shared_is_refused(corpus: Path, tmp_path: Path, mo
     trainer = make_trainer(recipe, tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="batch 8, accumulate 1, 2 processes"):
-        Trainer(trainer.network, trainer.source, trainer.validation, recipe, tmp_path / "run")
+        Trainer(trainer.network, Material(trainer.source, trainer.validation, ""), recipe, tmp_path / "run")
 
 
 def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ slots, whoever holds them, and a prefill always one slot in chunks of fixed size
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -36,9 +37,11 @@ class EagerRuntime:
         self._network = load(checkpoint).to(device).freeze()
         config = checkpoint.config.model
         self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
-        self.fingerprint = f"{checkpoint.fingerprint}-torch"
         self._device = torch.device(device)
         self._tile = min(TILE, num_slots)
+        # the width of a tile decides which kernels torch takes, and so the last bits
+        numerics = f"{checkpoint.fingerprint} torch float32 tile {self._tile}"
+        self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
         self._tiles = [self._network.init_state(self._tile) for _ in range(-(-num_slots // self._tile))]
         self._empty = self._network.init_state(1)
         self._positions = [0] * num_slots

@@ -33,9 +33,10 @@ router = APIRouter()
 async def completions(request: Request) -> Response:
     """Generate text."""
     service: Service = request.app.state.service
-    body = parse(await read_body(request, service.settings.max_body_bytes), CompletionRequest)
+    raw = await read_body(request, service.settings.max_body_bytes)
+    body = await asyncio.to_thread(parse, raw, CompletionRequest)
     model = service.model(body.model)
-    # encoding a long prompt and building an automaton of stops take more time than the loop has
+    # parsing a large body, encoding a long prompt and building an automaton of stops take more time than the loop has
     generation = await asyncio.to_thread(make_generation, body, model, service.settings)
     run = Completion(service, service.ready(), model, body, generation, request)
     if body.stream:
@@ -67,14 +68,14 @@ def make_generation(body: CompletionRequest, model: Served, settings: Settings) 
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=body.top_k or 0,
         min_p=body.min_p or 0.0,
-        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        # 53 bits: a number that JavaScript, too, can send back
+        seed=secrets.randbits(53) if body.seed is None else body.seed,
     )
     tokenizer = model.tokenizer
     automaton = stops(
         tokenizer.token_bytes,
         [stop.encode() for stop in body.stops],
         tokenizer.end,
-        tokenizer.begin,
         ignore_end=body.unlimited,
     )
     return Generation(
@@ -132,9 +133,10 @@ class Completion:
                 text = self._text.feed(burst.tokens)
                 if burst.outcome is not None:
                     text += self._text.finish(stopped=burst.outcome is Outcome.STOP)
+                # before the yield: a client that has seen the end may leave at once
+                self._outcome = burst.outcome
                 yield text, burst
                 if burst.outcome is not None:
-                    self._outcome = burst.outcome
                     return
         finally:
             cut.cancel()
@@ -151,7 +153,7 @@ class Completion:
         """Events as they come."""
         settings = self._service.settings
         times = settings.heartbeat_seconds, settings.stalled_reader_seconds
-        return sse.EventStream(self._events(), self._finish, self._request_id, *times)
+        return sse.EventStream(self._events(), self._finish, *times)
 
     async def _events(self) -> AsyncGenerator[bytes]:
         options, seed = self._body.stream_options, self.generation.params.seed
@@ -168,6 +170,10 @@ class Completion:
         except errors.ApiError as error:
             self._outcome = Outcome.ERROR
             yield sse.event(error.body())
+        except Exception:  # a fault of ours is no disconnect, and the stream has an end like any other
+            log.exception("%s failed", self._request_id)
+            self._outcome = Outcome.ERROR
+            yield sse.event(errors.internal().body())
 
     async def whole(self) -> Response:
         """One answer; cancelled when the client leaves."""
@@ -178,7 +184,7 @@ class Completion:
             if not answer.done():
                 return Response(status_code=499)  # nobody is there to read it
             return answer.result()
-        except errors.ApiError:
+        except Exception:
             self._outcome = Outcome.ERROR
             raise
         finally:

@@ -10,7 +10,7 @@ from model.tokenizer import utf8
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 MAX_STOPS = 16
-MAX_STOP_BYTES = 4096  # of all together: the automaton has about so many states
+MAX_STOP_BYTES = 1024  # of all together: the automaton has about so many states, each a row of the vocabulary
 
 
 def _stops(value: object) -> object:

@@ -37,9 +37,11 @@ async def read_body(request: Request, limit: int) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise invalid(f"field {clip(twice)!r} is given twice", clip(twice))
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise invalid(f"field {clip(name)!r} is given twice", clip(name))
+            seen.add(name)
     return fields
 
 
