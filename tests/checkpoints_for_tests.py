@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from model import weights
-from model.checkpoint import Checkpoint
-from model.config import ModelConfig, preset
+from model.checkpoint import Checkpoint, Codec
+from model.config import ModelConfig, Raster, preset
 from model.network import Network
-from model.tokenizer import Bytes, Tokenizer, train_characters
+from model.pixels import PixelCodec
+from model.tokenizer import Bytes, train_characters
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak! Çà, 日本 🙂\n"
 MAX_LEN = 64  # of the model that ends
@@ -33,7 +34,7 @@ def random_network(config: ModelConfig, seed: int = 0, scale: float = 8.0) -> Ne
     return network.eval()
 
 
-def write(folder: Path, tokenizer: Tokenizer, seed: int = 0, **changes: Any) -> Path:
+def write(folder: Path, tokenizer: Codec, seed: int = 0, **changes: Any) -> Path:
     """Save a model of preset ``tiny``, with some fields changed, and return its folder."""
     network = random_network(preset("tiny", tokenizer.vocab_size, **changes), seed)
     weights.save(network, tokenizer, folder, {"corpus": "none", "steps": 0})
@@ -53,6 +54,13 @@ def plain_bytes(folder: Path, seed: int = 0, **changes: Any) -> Path:
 def ending(folder: Path, seed: int = 0) -> Path:
     """A model of characters without decay, which ends after ``MAX_LEN`` positions."""
     return characters(folder, seed, decay=False, max_model_len=MAX_LEN)
+
+
+def pictures(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A model of pictures of 4 x 4 pixels with two labels and one style."""
+    raster = Raster(height=4, width=4)
+    shape = {"raster": raster.model_dump(), "max_model_len": raster.size}
+    return write(folder, PixelCodec(raster, ["blue", "red"], ["plain"]), seed, **shape, **changes)
 
 
 def opened(folder: Path) -> Checkpoint:
