@@ -518,7 +518,7 @@ def test_a_reader_that_stalls_is_cut_off() -> None:
             wait_until(lambda: any(generation.paused for generation in scheduler.running))
             other = client.post({"model": "fake0", "prompt": "b", "seed": 0, "max_tokens": 50})
             assert other.json()["choices"][0]["text"] == expected("b", 0, 50)
-            wait_until(lambda: free(client, "fake0"), 10)
+            wait_until(lambda: free(client, "fake0"), 60)  # the kernel's own buffers fill up first: megabytes
         assert client.metric("aft_client_disconnects_total") == 1
         assert client.metric("aft_requests_total", outcome="cancelled") == 1
 
