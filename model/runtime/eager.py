@@ -23,7 +23,7 @@ from model.sampling import log_softmax
 from model.weights import load
 
 TILE = 16  # slots of one decode step: one stream does not pay for all slots, many share the calls into torch
-CHUNKS = (512, 64, 8, 1)  # positions of a prefill call, the largest that fits first
+CHUNKS = tuple(2**i for i in range(9, -1, -1))  # positions of a prefill call, the largest that fits first
 
 
 class EagerRuntime:
