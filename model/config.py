@@ -120,11 +120,11 @@ PRESETS: dict[str, dict[str, object]] = {
     },
     "cifar10-12x512": {
         "dim": 512, "num_layers": 12, "bias": "absolute", "window": 256, "bias_rank": 64,
-        "activation": "gelu", "dropout": 0.1,
+        "raster": {"height": 32, "width": 32}, "max_model_len": 3072, "activation": "gelu", "dropout": 0.1,
     },
     "cifar10-24x256": {
         "dim": 256, "num_layers": 24, "bias": "absolute", "window": 256, "bias_rank": 64,
-        "activation": "gelu", "dropout": 0.1,
+        "raster": {"height": 32, "width": 32}, "max_model_len": 3072, "activation": "gelu", "dropout": 0.1,
     },
     "enwik8-12x512": {
         "dim": 512, "num_layers": 12, "bias": "absolute", "window": 32, "bias_rank": 256,

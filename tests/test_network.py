@@ -25,7 +25,8 @@ def make_network(name: str, **changes: object) -> Network:
         for parameter in block.parameters():
             if parameter.ndim == 2 and not any(parameter is p for p in block.aft.bias.parameters()):
                 parameter.data = torch.randn_like(parameter) / math.sqrt(parameter.shape[1])
-    network.embed.weight.data.normal_()
+    for parameter in network.embed.parameters():
+        parameter.data.normal_()
     network.head.weight.data.normal_()
     return network
 
@@ -47,7 +48,14 @@ def plain(network: Network, tokens: torch.Tensor) -> torch.Tensor:
         deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return centred / deviation * weight(module) + module.get_parameter("bias").detach().double()
 
-    x = weight(network.embed)[tokens]
+    if config.raster is None:
+        x = weight(network.embed)[tokens]
+    else:  # 7 x 2 pixels of 3 channels
+        t = torch.arange(tokens.shape[1])
+        places = {"channel": t % 3, "column": t // 3 % 2, "row": t // 6}
+        x = weight(network.embed.value)[tokens]
+        for name, place in places.items():
+            x = x + weight(network.embed.get_submodule(name))[place]
     for block in network.blocks:
         h, aft = norm(block.norm_aft, x), block.aft
         k, v = ((h @ weight(p).T).unflatten(2, (config.num_heads, -1)) for p in (aft.k, aft.v))
@@ -99,7 +107,7 @@ def test_causal(name: str) -> None:
         torch.testing.assert_close(
             logits[:, : t + 1], whole[:, : t + 1], rtol=0, atol=1e-5 * float(whole.detach().abs().max())
         )
-        embedded = network.embed(tokens).detach().requires_grad_()
+        embedded = network._embedded(tokens, None).detach().requires_grad_()
         x = embedded
         for block in network.blocks:
             x, _ = block(x)
