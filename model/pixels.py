@@ -21,10 +21,6 @@ NUM_VALUES = 256
 WHITE = 255
 
 
-class ImageError(ValueError):
-    """Bytes that are no image of the kind that is needed."""
-
-
 class PixelCodec:
     """What a tokenizer is to text."""
 

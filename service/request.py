@@ -21,7 +21,6 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     ERROR = "error"
-    TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True)

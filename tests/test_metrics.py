@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,3 +108,16 @@ def test_latency_buckets(metric: str) -> None:
     bounds = made._bounds if isinstance(made, BurstHistogram) else made._upper_bounds
     assert (bounds[0], bounds[-2], bounds[-1]) == (5e-5, 2.5, float("inf"))
     assert bounds == sorted(bounds)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: make system-packages")
+def test_promtool_accepts_the_exposition() -> None:
+    """Prometheus' own checker finds nothing to say about names, help texts and types."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.requests.labels("m", "completions", "stop").inc()
+    metrics.step_seconds.labels("m").observe(0.1)
+    metrics.inter_token.observe(("m",), 0.01, 3)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=generate_latest(metrics.registry), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
