@@ -106,6 +106,7 @@ def _sums(
     before = _Carry.begin(state, x, bias.window)
     ring, ring_f = before.rings(x, f)  # (H, Q, s, B, M), (H, Q, B, M)
     far, far_f, last, last_f = _far_sums(x, f, ring, ring_f, before, bias)
+    f, ring_f = f.contiguous(), ring_f.contiguous()
     top = torch.maximum(torch.maximum(f, ring_f), far_f)
     fade = torch.exp(-bias.decay()[:, None] * torch.arange(1, size + 1, device=k.device))  # (H, L)
     sums = near.float() * (f - top).exp()[:, :, None]
@@ -114,7 +115,11 @@ def _sums(
     after = None
     if keep_state:
         after = _final_state(k, x, f, ring[:, -1], ring_f[:, -1], last, last_f, bias, state)
-    return _unchunk(sums.to(v.dtype), length), after
+    sums = sums.to(v.dtype)
+    if sums.requires_grad:
+        # the gradient comes in the order of (B, T, H, M): put right once, or every product above walks it crosswise
+        sums.register_hook(torch.Tensor.contiguous)
+    return _unchunk(sums, length), after
 
 
 def _product(weights: Tensor, x: Tensor) -> Tensor:

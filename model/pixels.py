@@ -8,6 +8,7 @@ them, as a text begins with the begin symbol.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,8 +68,39 @@ def to_webp(image: Pixels) -> bytes:
     return buffer.getvalue()
 
 
+class ImageError(ValueError):
+    """A file that is no image of the right size; the message says why."""
+
+
+def open_image(data: bytes, raster: Raster) -> Image.Image:
+    """A PNG, WebP or JPEG of the raster's size, decoded. ImageError for anything else.
+
+    The size is compared before any pixel is decoded: a file that claims to be huge costs nothing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=["PNG", "WEBP", "JPEG"])
+            if image.size == (raster.width, raster.height):
+                image.load()
+                return image
+    except Exception as error:  # whatever a decoder raises at foreign bytes
+        raise ImageError("this is no PNG, WebP or JPEG that can be read") from error
+    raise ImageError(f"the image is {image.width}x{image.height}, the model's are {raster.width}x{raster.height}")
+
+
+def heat_map(bits: NDArray[np.float64]) -> Pixels:
+    """Bits of each sub-pixel (H, W, 3) -> surprise of each pixel (H, W, 3): black 0, red, yellow, white >= 24."""
+    heat = bits.sum(2, keepdims=True) / 24.0 * 3.0
+    channels = np.clip(heat - np.arange(3.0), 0.0, 1.0)
+    pixels: Pixels = (channels * 255).round().astype(np.uint8)
+    return pixels
+
+
 def over_white(image: Image.Image) -> Image.Image:
     """RGB, transparent parts over white."""
+    if image.mode.startswith("I;16"):  # grey of 16 bits: Pillow would cut off instead of scale
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (WHITE,) * 4), rgba).convert("RGB")
 

@@ -20,7 +20,7 @@ from service.engine import Engine, Served
 from service.loading import load_models
 from service.metrics import Metrics
 from service.middleware import Envelope
-from service.routes import completions, health, models
+from service.routes import completions, health, images, models
 from service.settings import Settings
 from service.state import Service
 
@@ -52,7 +52,7 @@ def create_app(
         title="aft-serve", version=version, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.service = service
-    for route in (completions, models, health):
+    for route in (completions, images, models, health):
         app.include_router(route.router)
     app.add_exception_handler(errors.ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

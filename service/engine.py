@@ -11,9 +11,11 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from typing import Literal
 
+from model.checkpoint import Codec
+from model.pixels import PixelCodec
 from model.runtime.base import Done, Job, Runtime, Stop
-from model.tokenizer import Tokenizer
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import Burst, Generation, Outcome
@@ -31,9 +33,14 @@ class Served:
 
     name: str
     runtime: Runtime
-    tokenizer: Tokenizer
+    codec: Codec
     scheduler: Scheduler
     created: int
+
+    @property
+    def kind(self) -> Literal["text", "image"]:
+        """What it generates."""
+        return "image" if isinstance(self.codec, PixelCodec) else "text"
 
 
 class Engine:
@@ -50,15 +57,16 @@ class Engine:
             self._describe(model)
         self._thread.start()
 
-    def submit(self, generation: Generation) -> None:
-        """Queue a generation. ApiError where its model's queue is full. From the event loop."""
-        scheduler = self.served[generation.model].scheduler
+    def submit(self, *generations: Generation) -> None:
+        """Queue generations of one model, from the event loop. ApiError, and none is queued, where it is full."""
+        model = generations[0].model
+        scheduler = self.served[model].scheduler
         # counted here and not in the engine's thread: the answer must not wait for a step
         with scheduler.lock:
             try:
-                scheduler.add(generation)
+                scheduler.add(*generations)
             except QueueFullError:
-                self._metrics.rejections.labels(generation.model, "queue_full").inc()
+                self._metrics.rejections.labels(model, "queue_full").inc()
                 raise errors.queue_full(scheduler.max_queue, self._retry_after(scheduler)) from None
         self._wake.set()
 
@@ -172,7 +180,7 @@ class Engine:
                 burst = self._advance(generation, job, results[i], model, now) if results else Burst([], Outcome.ERROR)
                 if burst.outcome is not None:
                     model.scheduler.remove(generation)
-                if burst.tokens or burst.outcome is not None:
+                if burst.tokens or burst.target_logprobs or burst.outcome is not None:
                     generation.num_delivered += 1
                     bursts.append((generation, burst))
             self._gauge(model)
@@ -187,16 +195,17 @@ class Engine:
         if generation.num_computed < len(generation.prompt):
             generation.num_computed += len(job.tokens)
             self._metrics.prompt_tokens.labels(model.name).inc(len(job.tokens))
-        if not done.drawn:
-            return Burst([], Outcome.ERROR if done.stopped is Stop.FAULT else None)
-        self._observe(generation, len(done.drawn), now)
-        generation.num_generated += len(done.drawn)
-        generation.last_token = done.drawn[-1]
-        if done.stopped is Stop.FAULT:
-            return Burst(done.drawn, Outcome.ERROR)
+        if done.drawn:
+            self._observe(generation, len(done.drawn), now)
+            generation.num_generated += len(done.drawn)
+            generation.last_token = done.drawn[-1]
+        return Burst(done.drawn, self._outcome(generation, done), done.target_logprobs)
+
+    def _outcome(self, generation: Generation, done: Done) -> Outcome | None:
         if done.stopped is not None:
-            return Burst(done.drawn, Outcome.STOP if done.stopped is Stop.ACCEPT else Outcome.LENGTH)
-        return Burst(done.drawn, Outcome.LENGTH if generation.num_generated >= generation.max_tokens else None)
+            return {Stop.ACCEPT: Outcome.STOP, Stop.LENGTH: Outcome.LENGTH, Stop.FAULT: Outcome.ERROR}[done.stopped]
+        complete = generation.num_computed == len(generation.prompt)
+        return Outcome.LENGTH if complete and generation.num_generated >= generation.max_tokens else None
 
     def _observe(self, generation: Generation, count: int, now: float) -> None:
         model = generation.model

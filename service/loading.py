@@ -47,6 +47,6 @@ def load_models(settings: Settings, metrics: Metrics) -> list[Served]:
         runtime = make_runtime(loaded, settings)
         scheduler = Scheduler(runtime, settings.max_queue, settings.burst_seconds)
         created = int((folder / checkpoint.CONFIG).stat().st_mtime)
-        served.append(Served(loaded.name, runtime, loaded.tokenizer, scheduler, created))
+        served.append(Served(loaded.name, runtime, loaded.codec, scheduler, created))
         metrics.startup_seconds.labels(loaded.name, "load").set(time.perf_counter() - began)
     return served

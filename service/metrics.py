@@ -100,6 +100,10 @@ class Metrics:
         )
         self.prompt_tokens = counter("aft_prompt_tokens", "Tokens of prompts computed")
         self.generation_tokens = counter("aft_generation_tokens", "Tokens generated")
+        self.image_pixels = counter("aft_image_pixels", "Pixels drawn")
+        self.image_seconds = histogram(
+            "aft_image_duration_seconds", "From arrival to an image's last pixel", DURATION_BUCKETS
+        )
         self.step_seconds = histogram("aft_engine_step_seconds", "Calls of the runtime", LATENCY_BUCKETS)
         self.batch_size = histogram("aft_batch_size", "Streams in a call of the runtime", BATCH_BUCKETS)
         self.slots = gauge("aft_slots", "Slots")

@@ -15,6 +15,13 @@ from service.request import Outcome
 
 log = logging.getLogger("aft.requests")
 PROBES = ("/readyz", "/livez", "/metrics")
+# the endpoints' names in metrics; a request that is admitted is counted by its route under the same name
+POSTED = {
+    "/v1/completions": "completions",
+    "/v1/images/generations": "images_generations",
+    "/v1/images/edits": "images_edits",
+    "/v1/images/score": "images_score",
+}
 DISCARD_BYTES = 64 << 20
 DISCARD_SECONDS = 2.0
 
@@ -63,9 +70,10 @@ class Envelope:
 
 
 def _endpoint(scope: Scope) -> str:
-    if scope["path"] == "/v1/completions" and scope["method"] == "POST":
-        return "completions"
-    return "models" if f"{scope['path']}/".startswith("/v1/models/") and scope["method"] == "GET" else "other"
+    path, method = scope["path"], scope["method"]
+    if method == "POST" and path in POSTED:
+        return POSTED[path]
+    return "models" if f"{path}/".startswith("/v1/models/") and method == "GET" else "other"
 
 
 async def _discard(receive: Receive) -> None:

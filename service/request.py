@@ -29,6 +29,17 @@ class Burst:
 
     tokens: list[int]
     outcome: Outcome | None = None
+    target_logprobs: list[float] = field(default_factory=list)  # of a generation that scores
+
+
+Channel = asyncio.Queue[tuple["Generation", Burst]]
+
+
+async def take(channel: Channel) -> tuple[Generation, Burst]:
+    """The next burst of any generation that talks into a channel; on the event loop."""
+    generation, burst = await channel.get()
+    generation.num_taken += 1
+    return generation, burst
 
 
 @dataclass(eq=False, slots=True)
@@ -37,10 +48,11 @@ class Generation:
 
     id: str
     model: str
-    prompt: list[int]  # begins with the begin symbol
+    prompt: list[int]  # begins with the begin symbol, or an image's condition
     params: SamplingParams
-    max_tokens: int  # to generate
+    max_tokens: int  # to generate; 0: the prompt is computed, and scored where there are targets
     automaton: Automaton
+    targets: list[int] | None = None  # parallel to the prompt: their log-probabilities are delivered
     max_seconds: float | None = None  # of an unlimited stream
     slot: int | None = None
     num_computed: int = 0  # of the prompt, by the runtime
@@ -53,7 +65,7 @@ class Generation:
     last_delivery: float | None = None
     num_delivered: int = 0  # bursts; written by the engine alone
     num_taken: int = 0  # bursts; written by the event loop alone
-    _channel: asyncio.Queue[Burst] = field(default_factory=asyncio.Queue)
+    channel: Channel = field(default_factory=asyncio.Queue)  # one for all generations of a request
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -67,10 +79,8 @@ class Generation:
 
     def deliver(self, burst: Burst) -> None:
         """Put a burst into the channel; on the event loop."""
-        self._channel.put_nowait(burst)
+        self.channel.put_nowait((self, burst))
 
     async def next(self) -> Burst:
-        """The next burst; on the event loop."""
-        burst = await self._channel.get()
-        self.num_taken += 1
-        return burst
+        """The next burst of a generation that has its channel for itself; on the event loop."""
+        return (await take(self.channel))[1]

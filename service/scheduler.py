@@ -38,11 +38,11 @@ class Scheduler:
         self.free = list(range(runtime.num_slots))  # a heap: the lowest slots first, so that few tiles are in use
         self.seconds_per_token = 0.0  # of a step of the whole batch, smoothed
 
-    def add(self, generation: Generation) -> None:
-        """Queue a generation. QueueFullError where neither a slot nor a place is free."""
-        if len(self.waiting) >= self.max_queue + len(self.free):
+    def add(self, *generations: Generation) -> None:
+        """Queue all of them. QueueFullError, and none is queued, where slots and places are too few."""
+        if len(self.waiting) + len(generations) > self.max_queue + len(self.free):
             raise QueueFullError
-        self.waiting.append(generation)
+        self.waiting.extend(generations)
 
     def admit(self, now: float) -> None:
         """Give free slots to those who wait longest."""
@@ -98,10 +98,11 @@ class Scheduler:
         assert generation.slot is not None
         begin, end = generation.num_computed, min(len(generation.prompt), generation.num_computed + PREFILL_CHUNK)
         tokens = generation.prompt[begin:end]
+        targets = generation.targets[begin:end] if generation.targets is not None else None
         if not tokens:
             assert generation.last_token is not None
-            tokens = [generation.last_token]
-        if end < len(generation.prompt):
-            return Job(generation.slot, tokens)
+            tokens, targets = [generation.last_token], None
+        if end < len(generation.prompt) or not generation.max_tokens:
+            return Job(generation.slot, tokens, targets)
         max_new = min(burst, generation.max_tokens - generation.num_generated)
-        return Job(generation.slot, tokens, draw=Draw(generation.params, max_new, generation.automaton))
+        return Job(generation.slot, tokens, targets, draw=Draw(generation.params, max_new, generation.automaton))

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     max_stream_seconds: Seconds = Field(3600, description="seconds after which an unlimited stream ends")
     max_prompt_tokens: Positive = Field(1_000_000, description="longest prompt, in tokens")
     max_body_bytes: Positive = Field(8 << 20, description="largest request body, in bytes")
+    max_upload_bytes: Positive = Field(1 << 20, description="largest form with an image, in bytes")
     burst_seconds: Seconds = Field(0.05, description="length of a decode burst under steady load")
     heartbeat_seconds: Seconds = Field(10, description="silence after which a stream gets a heartbeat")
     stalled_reader_seconds: Seconds = Field(60, description="a reader that accepts nothing for so long is cut off")

@@ -23,12 +23,13 @@ HEADERS = [
 ]
 
 
-def event(payload: dict[str, Any]) -> bytes:
-    """One event. Line separators that some readers split at stay escaped; other text is UTF-8."""
+def event(payload: dict[str, Any], name: str | None = None) -> bytes:
+    """One event, named where its dialect names events. Line separators that some readers split at stay escaped."""
     text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     for sign in ("\u2028", "\u2029", "\x85"):
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return b"data: " + text.encode() + b"\n\n"
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {text}\n\n".encode()
 
 
 async def disconnected(receive: Receive) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from model.pixels import PixelCodec
+from model.tokenizer import Tokenizer
 from service import errors
 from service.engine import Engine, Served
 from service.metrics import Metrics
@@ -39,3 +41,17 @@ class Service:
         if name not in engine.served:
             raise errors.model_not_found(name, sorted(engine.served))
         return engine.served[name]
+
+    def text_model(self, name: str) -> tuple[Served, Tokenizer]:
+        """A served model of text; 404 for an unknown one, 400 for one of images."""
+        model = self.model(name)
+        if isinstance(model.codec, PixelCodec):
+            raise errors.invalid(f"model: {errors.clip(name)!r} is an image model; see /v1/images/generations", "model")
+        return model, model.codec
+
+    def image_model(self, name: str) -> tuple[Served, PixelCodec]:
+        """A served model of images; 404 for an unknown one, 400 for one of text."""
+        model = self.model(name)
+        if not isinstance(model.codec, PixelCodec):
+            raise errors.invalid(f"model: {errors.clip(name)!r} is a text model; see /v1/completions", "model")
+        return model, model.codec

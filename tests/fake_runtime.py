@@ -21,8 +21,13 @@ def expected(prompt: str, seed: int, count: int, text: bytes = TEXT) -> str:
     return bytes(text[(start + i) % len(text)] for i in range(count)).decode()
 
 
+def target_logprob(position: int, target: int) -> float:
+    """What the fake gives a target after the token at a position, from 0: an exact binary fraction."""
+    return -((31 * position + target) % 64) / 16
+
+
 class FakeRuntime:
-    """Writes ``text`` in a circle, from a place that position and seed decide. Bytes tokenizer."""
+    """Writes ``text`` in a circle, from a place that position, seed and sample decide. Bytes tokenizer."""
 
     name = "fake"
     exact = True
@@ -36,11 +41,12 @@ class FakeRuntime:
         *,
         text: bytes = TEXT,
         seconds_per_token: float = 0.0,
+        vocab_size: int | None = None,
         max_position: int | None = None,
         end_at: int | None = None,
     ) -> None:
         tokenizer = Bytes()
-        self.vocab_size, self.end = tokenizer.vocab_size, tokenizer.end
+        self.vocab_size, self.end = vocab_size or tokenizer.vocab_size, tokenizer.end
         self.num_slots, self.max_position = num_slots, max_position
         self.text, self.seconds_per_token = text, seconds_per_token
         self.end_at = end_at  # the end symbol is drawn at this position, where it may be
@@ -69,7 +75,8 @@ class FakeRuntime:
         return done
 
     def _job(self, job: Job) -> Done:
-        done = Done()
+        done, before = Done(), self._positions[job.slot]
+        done.target_logprobs = [target_logprob(before + i, target) for i, target in enumerate(job.targets or ())]
         self._positions[job.slot] += len(job.tokens)
         while job.draw is not None and done.stopped is None and len(done.drawn) < job.draw.max_new:
             if done.drawn:
@@ -80,7 +87,7 @@ class FakeRuntime:
     def _draw(self, job: Job, done: Done) -> None:
         assert job.draw is not None
         position, automaton = self._positions[job.slot], job.draw.automaton
-        token = self.text[(position + job.draw.params.seed) % len(self.text)]
+        token = self.text[(position + job.draw.params.seed + job.draw.params.sample) % len(self.text)]
         state = self._automata[job.slot]
         if position == self.end_at and (automaton is None or automaton.next[state, self.end] != FORBIDDEN):
             token = self.end

@@ -21,6 +21,7 @@ import uvicorn
 from fake_runtime import FakeRuntime
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.checkpoint import Codec
 from model.tokenizer import Bytes
 from service.app import create_app
 from service.engine import Served
@@ -85,17 +86,19 @@ class Client:
         wanted = set(labels.items())
         return sum(value for (key, have), value in self.metrics().items() if key == name and wanted <= have)
 
+    def free(self, model: str) -> bool:
+        """Nothing runs and nothing waits."""
+        return not self.metric("aft_slots_in_use", model=model) and not self.metric("aft_requests_waiting", model=model)
+
     def connect(self) -> socket.socket:
         """A plain connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
-    def send(self, body: dict[str, Any]) -> socket.socket:
-        """A completion's request on a connection of its own; the answer is not read."""
+    def send(self, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
+        """A request on a connection of its own; the answer is not read."""
         sock = self.connect()
         raw = json.dumps(body).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}"
-        )
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}"
         sock.sendall(f"{head}\r\n\r\n".encode() + raw)
         return sock
 
@@ -109,6 +112,16 @@ def events(text: str) -> list[dict[str, Any]]:
     lines = [line for line in text.split("\n") if line and line != ":"]
     assert lines[-1] == "data: [DONE]", lines[-1]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def named_events(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """A whole stream's events with their names; there is no [DONE]."""
+    assert text.endswith("\n\n")
+    found = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        name, data = [line for line in block.split("\n") if line != ":"]
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
 
 
 def text_of(chunks: list[dict[str, Any]]) -> str:
@@ -189,13 +202,17 @@ def serve(checkpoints: Path, *flags: str, **env: object) -> Iterator[Process]:
         process.end()
 
 
-def fake_loader(*runtimes: FakeRuntime) -> Callable[[Settings, Metrics], list[Served]]:
-    """Loads fakes as the models fake0, fake1, ..."""
+def fake_loader(*runtimes: FakeRuntime, codec: Codec | None = None) -> Callable[[Settings, Metrics], list[Served]]:
+    """Loads fakes as the models fake0, fake1, ...; of bytes where no codec is given."""
 
     def load(settings: Settings, _: Metrics) -> list[Served]:
         return [
             Served(
-                f"fake{i}", runtime, Bytes(), Scheduler(runtime, settings.max_queue, settings.burst_seconds), created=1
+                name=f"fake{i}",
+                runtime=runtime,
+                codec=codec or Bytes(),
+                scheduler=Scheduler(runtime, settings.max_queue, settings.burst_seconds),
+                created=1,
             )
             for i, runtime in enumerate(runtimes)
         ]

@@ -449,11 +449,6 @@ def test_no_request_stops_the_loop(fake: tuple[Client, FakeRuntime]) -> None:
     assert slowest < 0.5
 
 
-def free(client: Client, model: str) -> bool:
-    """Nothing runs and nothing waits."""
-    return not client.metric("aft_slots_in_use", model=model) and not client.metric("aft_requests_waiting", model=model)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_vanishes_frees_its_slot(fake: tuple[Client, FakeRuntime], stream: bool) -> None:
     """Within a burst, and counted once, as a disconnect in decode."""
@@ -461,7 +456,7 @@ def test_a_client_that_vanishes_frees_its_slot(fake: tuple[Client, FakeRuntime],
     sock = client.send({"model": "fake0", "prompt": "a", "max_tokens": 1_000_000, "stream": stream})
     wait_until(lambda: client.metric("aft_generation_tokens_total") > 10)
     sock.close()
-    wait_until(lambda: free(client, "fake0"), 5)
+    wait_until(lambda: client.free("fake0"), 5)
     assert client.metric("aft_client_disconnects_total", phase="decode") == 1
     assert client.metric("aft_client_disconnects_total") == 1
     assert client.metric("aft_requests_total", outcome="cancelled") == 1
@@ -485,7 +480,7 @@ def test_a_client_that_vanishes_in_prefill_or_queue(fake: tuple[Client, FakeRunt
         sock.close()
     wait_until(lambda: client.metric("aft_requests_total", outcome="cancelled") == 2)
     runtime.gate.set()
-    wait_until(lambda: free(client, "fake0"), 5)
+    wait_until(lambda: client.free("fake0"), 5)
     assert client.metric("aft_client_disconnects_total", phase="prefill") == 1
     assert client.metric("aft_client_disconnects_total", phase="queued") == 1
     assert client.metric("aft_generation_tokens_total") == 0
@@ -499,7 +494,7 @@ def test_a_real_client_that_vanishes(server: Process) -> None:
         while received.count(b"data:") < 3:
             received += sock.recv(4096)
         assert server.metric("aft_slots_in_use", model="tiny") == 1
-    wait_until(lambda: free(server, "tiny"), 10)
+    wait_until(lambda: server.free("tiny"), 10)
     assert server.metric("aft_client_disconnects_total", model="tiny", phase="decode") == before + 1
 
 
@@ -518,7 +513,7 @@ def test_a_reader_that_stalls_is_cut_off() -> None:
             wait_until(lambda: any(generation.paused for generation in scheduler.running))
             other = client.post({"model": "fake0", "prompt": "b", "seed": 0, "max_tokens": 50})
             assert other.json()["choices"][0]["text"] == expected("b", 0, 50)
-            wait_until(lambda: free(client, "fake0"), 60)  # the kernel's own buffers fill up first: megabytes
+            wait_until(lambda: client.free("fake0"), 60)  # the kernel's own buffers fill up first: megabytes
         assert client.metric("aft_client_disconnects_total") == 1
         assert client.metric("aft_requests_total", outcome="cancelled") == 1
 
@@ -650,7 +645,7 @@ def test_a_whole_answer_at_the_drains_deadline() -> None:
         (answer,) = answers
         assert_error(answer, 503, "unavailable_error", "shutting_down")
         assert answer.headers["connection"] == "close"
-        wait_until(lambda: free(client, "fake0"))
+        wait_until(lambda: client.free("fake0"))
         assert client.metric("aft_requests_total") == 1
         assert client.metric("aft_client_disconnects_total") == 0
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fake_runtime import FakeRuntime, expected
+from fake_runtime import FakeRuntime, expected, target_logprob
 from prometheus_client import CollectorRegistry
 
 from model.automaton import stops
@@ -19,7 +19,7 @@ from model.tokenizer import Bytes
 from service.engine import Engine, Served
 from service.errors import ApiError
 from service.metrics import Metrics
-from service.request import MAX_PENDING, Generation, Outcome
+from service.request import MAX_PENDING, Generation, Outcome, take
 from service.scheduler import PREFILL_CHUNK, Scheduler
 
 TOKENIZER = Bytes()
@@ -132,6 +132,121 @@ def test_generations_join_and_leave_between_bursts() -> None:
             assert sizes[0] == 1
             assert 2 in sizes
             assert sizes[-1] == 1
+
+    run(test())
+
+
+def test_several_are_admitted_together_or_not_at_all() -> None:
+    """What does not fit is refused as a whole, once, and nothing of it runs; what fits has one channel or many."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(2)
+        async with rig(runtime, queue=1) as made:
+            refused = [made.make("refused", seed=i) for i in range(4)]
+            with pytest.raises(ApiError) as caught:
+                made.engine.submit(*refused)
+            assert caught.value.code == "queue_full"
+            assert made.value("aft_admission_rejections_total", reason="queue_full") == 1
+            group = [made.make("ab", 20, seed) for seed in range(3)]
+            made.engine.submit(*group)
+            results = await asyncio.gather(*map(collect, group))
+            assert results == [(expected("ab", seed, 20), Outcome.LENGTH) for seed in range(3)]
+            assert all(generation.admitted is None for generation in refused)
+            assert not any(ord("r") in job.tokens[1:] for call in runtime.calls for job in call)
+            await idle(made, 2)
+
+    run(test())
+
+
+def test_one_of_a_group_can_be_cancelled() -> None:
+    """A running one and a waiting one leave a shared channel; the others do not notice."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(2, seconds_per_token=0.001)
+        async with rig(runtime, burst_seconds=0.005) as made:
+            group = [made.make("ab", 60, seed) for seed in range(5)]
+            for generation in group:
+                generation.channel = group[0].channel
+            made.engine.submit(*group)
+            tokens: dict[Generation, list[int]] = {generation: [] for generation in group}
+            outcomes: dict[Generation, Outcome] = {}
+            while len(outcomes) < len(group):
+                generation, burst = await take(group[0].channel)
+                if not any(tokens.values()):
+                    made.engine.cancel(group[0])
+                    made.engine.cancel(group[3])
+                tokens[generation] += burst.tokens
+                if burst.outcome is not None:
+                    assert generation not in outcomes
+                    outcomes[generation] = burst.outcome
+            for seed, generation in enumerate(group):
+                left = seed in (0, 3)
+                assert outcomes[generation] is (Outcome.CANCELLED if left else Outcome.LENGTH)
+                assert TOKENIZER.decode(tokens[generation]) == expected("ab", seed, len(tokens[generation]))
+                assert len(tokens[generation]) < 60 if left else len(tokens[generation]) == 60
+            assert group[3].admitted is None
+            await idle(made, 2)
+
+    run(test())
+
+
+async def scores(generation: Generation) -> tuple[list[float], Outcome]:
+    """A generation's log-probabilities and how it ended."""
+    logprobs: list[float] = []
+    while True:
+        burst = await generation.next()
+        assert not burst.tokens
+        logprobs += burst.target_logprobs
+        if burst.outcome is not None:
+            return logprobs, burst.outcome
+
+
+@pytest.mark.parametrize("length", [0, 1, PREFILL_CHUNK - 1, PREFILL_CHUNK, 3 * PREFILL_CHUNK + 5])
+def test_targets_are_scored(length: int) -> None:
+    """One log-probability a position, in order, through all chunks; nothing is drawn, beside one that draws."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(2, seconds_per_token=0.0001)) as made:
+            beside = made.submit("beside", max_tokens=200)
+            targets = [(7 * i) % 256 for i in range(length + 1)]
+            scoring = made.submit("a" * length, max_tokens=0, targets=targets)
+            wanted = [target_logprob(i, target) for i, target in enumerate(targets)]
+            assert await scores(scoring) == (wanted, Outcome.LENGTH)
+            assert (scoring.first_token, scoring.num_generated) == (None, 0)
+            assert await collect(beside) == (expected("beside", 0, 200), Outcome.LENGTH)
+            assert made.value("aft_generation_tokens_total") == 200
+            assert made.value("aft_prompt_tokens_total") == len("beside") + 1 + length + 1
+            await idle(made, 2)
+
+    run(test())
+
+
+def test_a_score_whose_reader_lags_pauses() -> None:
+    """It keeps at most MAX_PENDING chunks in its channel, and loses none."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1)) as made:
+            length = (MAX_PENDING + 3) * PREFILL_CHUNK
+            scoring = made.submit("a" * (length - 1), max_tokens=0, targets=[1] * length)
+            await until(lambda: scoring.paused)
+            assert scoring.num_computed == MAX_PENDING * PREFILL_CHUNK
+            logprobs: list[float] = []
+            while len(logprobs) < length:
+                logprobs += (await scoring.next()).target_logprobs
+                made.engine.resume()
+            assert logprobs == [target_logprob(i, 1) for i in range(length)]
+            await idle(made, 1)
+
+    run(test())
+
+
+def test_a_prompt_can_be_computed_for_nothing() -> None:
+    """Neither tokens nor targets are wanted: it ends when its prompt is computed."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1)) as made:
+            assert await collect(made.submit("ab", max_tokens=0)) == ("", Outcome.LENGTH)
+            await idle(made, 1)
 
     run(test())
 

@@ -51,7 +51,7 @@ def test_models_are_served_by_their_folders_names(checkpoints: Path) -> None:
     served = load_models(Settings(checkpoints=checkpoints, slots=3, threads=1), Metrics(registry))
     assert [model.name for model in served] == ["another", "tiny"]
     assert [model.runtime.num_slots for model in served] == [3, 3]
-    assert [model.runtime.vocab_size for model in served] == [model.tokenizer.vocab_size for model in served]
+    assert [model.runtime.vocab_size for model in served] == [model.codec.vocab_size for model in served]
     for model in served:
         assert model.created == int((checkpoints / model.name / "config.json").stat().st_mtime)
         assert (registry.get_sample_value("aft_startup_seconds", {"model": model.name, "phase": "load"}) or 0) > 0

@@ -79,6 +79,8 @@ def test_the_table() -> None:
         "aft_token_latency_by_position_seconds": {"model", "position"},
         "aft_prompt_tokens": {"model"},
         "aft_generation_tokens": {"model"},
+        "aft_image_pixels": {"model"},
+        "aft_image_duration_seconds": {"model"},
         "aft_engine_step_seconds": {"model"},
         "aft_batch_size": {"model"},
         "aft_slots": {"model"},

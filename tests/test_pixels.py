@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.config import Raster
-from model.pixels import NUM_VALUES, PixelCodec, fit, over_white, sheet, to_png
+from model.pixels import NUM_VALUES, ImageError, PixelCodec, fit, heat_map, open_image, over_white, sheet, to_png
 
 CODEC = PixelCodec(Raster(height=3, width=4), ["cat", "dog"], ["ink"])
 
@@ -78,3 +78,67 @@ def test_sheet_places_row_by_row() -> None:
     canvas = sheet(images, columns=2, scale=2)
     assert canvas.shape == (14, 14, 3)
     assert [canvas[y, x, 0] for y, x in ((2, 2), (2, 8), (8, 2), (8, 8))] == [10, 20, 30, 255]
+
+
+def in_format(form: str, mode: str = "RGB", size: tuple[int, int] = (4, 3)) -> bytes:
+    """An image file of one colour."""
+    buffer = io.BytesIO()
+    Image.new(mode, size, "white").save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"), [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "L"), ("PNG", "P"), ("WEBP", "RGBA"), ("JPEG", "CMYK")]
+)
+def test_files_are_opened(form: str, mode: str) -> None:
+    """Three formats, any mode, decoded: over white they have the raster's shape."""
+    image = open_image(in_format(form, mode), CODEC.raster)
+    assert np.asarray(over_white(image)).shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_not_opened(form: str) -> None:
+    """Each decoder more is a risk more."""
+    with pytest.raises(ImageError, match="PNG, WebP or JPEG"):
+        open_image(in_format(form), CODEC.raster)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_damaged_files_are_not_opened(form: str) -> None:
+    """Cut off anywhere before the last pixel's data, or nothing at all."""
+    whole = in_format(form)
+    for size in (0, 1, 10, len(whole) // 2):
+        with pytest.raises(ImageError):
+            open_image(whole[:size], CODEC.raster)
+
+
+@given(st.binary(max_size=60), st.sampled_from(["PNG", "WEBP", "JPEG"]), st.integers(0, 60))
+def test_foreign_bytes_are_an_image_error_at_most(junk: bytes, form: str, at: int) -> None:
+    """Whatever stands in a file, it is an image of the right size or an ImageError."""
+    whole = in_format(form)
+    try:
+        image = open_image(whole[:at] + junk + whole[at + len(junk) :], CODEC.raster)
+    except ImageError:
+        return
+    assert image.size == (4, 3)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (4, 4), (1, 1), (3000, 3000)])
+def test_the_size_must_be_the_rasters(size: tuple[int, int]) -> None:
+    """The message has both; height and width are not exchanged."""
+    with pytest.raises(ImageError, match=f"is {size[0]}x{size[1]}, the model's are 4x3"):
+        open_image(in_format("PNG", size=size), CODEC.raster)
+
+
+def test_grey_of_16_bits_is_scaled() -> None:
+    """The upper byte is the colour."""
+    grey = Image.fromarray(np.array([[0, 0x00FF, 0x8080, 0xFFFF]], np.uint16))
+    assert np.asarray(over_white(grey))[0].tolist() == [[value] * 3 for value in (0, 0, 128, 255)]
+
+
+def test_heat_maps() -> None:
+    """Black, red, yellow, white at 0, 8, 16 and 24 bits a pixel, which are the sum of its three; no overflow."""
+    bits = np.array([[[0, 0, 0], [4, 0, 0], [0, 8, 0], [4, 8, 4], [8, 8, 8], [90, 90, 90]]], np.float64)
+    wanted = [[0, 0, 0], [128, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255], [255, 255, 255]]
+    assert heat_map(bits)[0].tolist() == wanted
+    assert heat_map(bits).dtype == np.uint8

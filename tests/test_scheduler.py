@@ -72,6 +72,22 @@ def test_the_queue_is_bounded() -> None:
         s.add(make("8"))
 
 
+def test_several_are_queued_together_or_not_at_all() -> None:
+    """Slots and places count together; what does not fit leaves nothing behind, and order is kept."""
+    s = scheduler(slots=2, queue=3)
+    with pytest.raises(QueueFullError):
+        s.add(*(make(str(i)) for i in range(6)))
+    assert not s.waiting
+    s.add(*(make(str(i)) for i in range(5)))
+    s.schedule(0.0)
+    assert ([g.id for g in s.running], [g.id for g in s.waiting]) == (["0", "1"], ["2", "3", "4"])
+    s.remove(s.running[0])
+    with pytest.raises(QueueFullError):
+        s.add(make("5"), make("6"))
+    s.add(make("7"))
+    assert [g.id for g in s.waiting] == ["2", "3", "4", "7"]
+
+
 def test_without_places_only_free_slots_are_given() -> None:
     """A queue of 0 still admits what a slot is free for."""
     s = scheduler(slots=1, queue=0)
@@ -92,6 +108,26 @@ def test_remove_from_everywhere() -> None:
     for _ in range(2):
         s.remove(running)
         assert (s.running, s.free, running.slot) == ([], [0], None)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 5])
+@pytest.mark.parametrize("length", [1, PREFILL_CHUNK, 2 * PREFILL_CHUNK + 7])
+def test_targets_are_cut_as_the_prompt_is(length: int, max_tokens: int) -> None:
+    """Each chunk with its own targets; only what wants tokens draws, after the last."""
+    s = scheduler()
+    generation = make(prompt=length, max_tokens=max_tokens)
+    generation.targets = [(7 * i) % 256 for i in range(length)]
+    s.add(generation)
+    cut: list[Job] = []
+    while generation.num_computed < length:
+        work = s.schedule(0.0)
+        cut += [job for _, job in work]
+        book(work)
+    assert [token for job in cut for token in job.tokens] == generation.prompt
+    assert [target for job in cut for target in job.targets or ()] == generation.targets
+    assert [job.draw is None for job in cut] == [True] * (len(cut) - 1) + [not max_tokens]
+    if max_tokens:
+        assert s.schedule(0.0)[0][1].targets is None
 
 
 @pytest.mark.parametrize("length", [1, 2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 3 * PREFILL_CHUNK + 7])

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from model.pixels import PixelCodec
 from service.engine import Served
 from service.state import Service
 
@@ -14,15 +15,20 @@ router = APIRouter()
 
 def describe(model: Served) -> dict[str, Any]:
     """One entry."""
+    facts: dict[str, Any] = {}
+    if isinstance(model.codec, PixelCodec):
+        raster = model.codec.raster
+        facts = {"labels": model.codec.labels, "styles": model.codec.styles, "size": f"{raster.width}x{raster.height}"}
     return {
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "aft-serve",
-        "kind": "text",
+        "kind": model.kind,
         "vocab_size": model.runtime.vocab_size,
         "state_bytes": model.runtime.state_bytes,
         "max_model_len": model.runtime.max_position,
+        **facts,
     }
 
 

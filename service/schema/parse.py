@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,11 +14,11 @@ from service.errors import ApiError, clip, invalid, too_large
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int, media_type: str = "application/json") -> bytes:
     """The body, checked before it is parsed. ApiError for another media type, an encoding, or too many bytes."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise invalid(f"content-type must be application/json, it is {clip(media)!r}")
+    if media != media_type:
+        raise invalid(f"content-type must be {media_type}, it is {clip(media)!r}")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "invalid_request_error", "invalid_value", "the body must have no content-encoding")
     length = request.headers.get("content-length", "0")
@@ -58,8 +59,17 @@ def parse(body: bytes, schema: type[Schema]) -> Schema:
     except ValueError as error:  # also bytes that are not UTF-8, and integers of thousands of digits
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8, or a number is too long"
         raise invalid(f"the body is no JSON: {reason}") from None
+    return _validated(lambda: schema.model_validate(fields))
+
+
+def parse_strings(fields: dict[str, str], schema: type[Schema]) -> Schema:
+    """The fields of a form, each a string, as the schema has them. ApiError as ``parse``."""
+    return _validated(lambda: schema.model_validate_strings(fields))
+
+
+def _validated(validate: Callable[[], Schema]) -> Schema:
     try:
-        return schema.model_validate(fields)
+        return validate()
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

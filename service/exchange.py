@@ -1,0 +1,125 @@
+"""One HTTP request and its generations: admitted together, read together, ended together, counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+
+from fastapi import Request
+from starlette.responses import Response
+
+from service import errors, sse
+from service.request import Burst, Channel, Generation, Outcome, take
+from service.state import Service
+
+log = logging.getLogger("aft.requests")
+
+
+class Exchange:
+    """From submission to the last byte of the answer."""
+
+    def __init__(self, service: Service, endpoint: str, generations: list[Generation], request: Request) -> None:
+        """Submit all generations, of one model. ApiError where there is no place for them."""
+        self._service, self._endpoint, self._request = service, endpoint, request
+        self._engine = service.ready()
+        self.request_id: str = request.state.request_id
+        self.generations = generations
+        self.outcome: Outcome | None = None  # None until the answer is complete: a client that leaves cancels
+        self._channel: Channel = asyncio.Queue()
+        for generation in generations:
+            generation.channel = self._channel
+        self._engine.submit(*generations)
+        request.state.counted = True  # from here on the outcome is counted where the request ends
+
+    async def bursts(self) -> AsyncGenerator[tuple[Generation, Burst]]:
+        """What the engine gives, until all generations have ended.
+
+        ApiError where the engine failed or the drain's deadline passed.
+        """
+        cut = asyncio.ensure_future(self._service.cut_off.wait())
+        left, cut_short = len(self.generations), False
+        try:
+            while left:
+                upcoming = asyncio.ensure_future(take(self._channel))
+                try:
+                    await asyncio.wait((upcoming, cut), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not upcoming.done():
+                        upcoming.cancel()
+                if not upcoming.done():
+                    raise errors.shutting_down()
+                generation, burst = upcoming.result()
+                self._engine.resume()
+                if burst.outcome is Outcome.ERROR:
+                    raise errors.internal()
+                if burst.outcome is not None:
+                    left -= 1
+                    cut_short |= burst.outcome is Outcome.LENGTH
+                if not left:  # before the yield: a client that has seen the end may leave at once
+                    self.outcome = Outcome.LENGTH if cut_short else Outcome.STOP
+                yield generation, burst
+        finally:
+            cut.cancel()
+
+    def stream(self, events: AsyncGenerator[bytes], error_event: str | None = None) -> Response:
+        """The events as they come; a failure is an event too, and then the stream ends."""
+        settings = self._service.settings
+        times = settings.heartbeat_seconds, settings.stalled_reader_seconds
+        return sse.EventStream(self._guarded(events, error_event), self.finish, *times)
+
+    async def _guarded(self, events: AsyncGenerator[bytes], error_event: str | None) -> AsyncGenerator[bytes]:
+        try:
+            async for event in events:
+                yield event
+        except errors.ApiError as error:
+            self.outcome = Outcome.ERROR
+            yield sse.event(error.body(), error_event)
+        except Exception:  # a fault of ours is no disconnect, and the stream has an end like any other
+            log.exception("%s failed", self.request_id)
+            self.outcome = Outcome.ERROR
+            yield sse.event(errors.internal().body(), error_event)
+        finally:
+            await events.aclose()
+
+    async def whole(self, answer: Coroutine[None, None, Response]) -> Response:
+        """One answer; cancelled when the client leaves."""
+        watcher = asyncio.ensure_future(sse.disconnected(self._request.receive))
+        made = asyncio.ensure_future(answer)
+        try:
+            await asyncio.wait((watcher, made), return_when=asyncio.FIRST_COMPLETED)
+            if not made.done():
+                return Response(status_code=499)  # nobody is there to read it
+            return made.result()
+        except Exception:
+            self.outcome = Outcome.ERROR
+            raise
+        finally:
+            watcher.cancel()
+            made.cancel()
+            self.finish()
+
+    def finish(self) -> None:
+        """Free the slots and count the outcome; every way out of a request passes here."""
+        for generation in self.generations:
+            self._engine.cancel(generation)
+        first, outcome = self.generations[0], self.outcome or Outcome.CANCELLED
+        metrics, model, endpoint = self._service.metrics, first.model, self._endpoint
+        admitted = min((g.admitted for g in self.generations if g.admitted is not None), default=None)
+        begun = min((g.first_token for g in self.generations if g.first_token is not None), default=None)
+        if outcome is Outcome.CANCELLED:
+            phase = "decode" if begun is not None else "queued" if admitted is None else "prefill"
+            metrics.disconnects.labels(model, phase).inc()
+        now = time.perf_counter()
+        metrics.requests.labels(model, endpoint, outcome.value).inc()
+        metrics.duration_seconds.labels(model, endpoint).observe(now - first.arrived)
+        if admitted is not None:
+            metrics.queue_seconds.labels(model, endpoint).observe(admitted - first.arrived)
+            if begun is not None:
+                metrics.prefill_seconds.labels(model, endpoint).observe(begun - admitted)
+        log.info(
+            "%s %s %s %s prompt=%d generated=%d seconds=%.3f",
+            self.request_id, endpoint, model, outcome.value, first.num_prompt_tokens,
+            sum(g.num_generated for g in self.generations), now - first.arrived,
+        )  # fmt: skip
