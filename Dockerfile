@@ -2,15 +2,17 @@
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 
-# PyTorch's CPU index (https://download.pytorch.org/whl/cpu), where the default index would bring CUDA along
-ARG TORCH_INDEX=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-RUN python -m venv /opt/aft
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
+    && python -m venv /opt/aft
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE ./
 COPY model model
 COPY service service
-RUN /opt/aft/bin/pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} .
+# an image without the kernel, or with torch beside it, would be another one than was tested
+RUN /opt/aft/bin/pip install --constraint constraints.txt . \
+    && /opt/aft/bin/python -c "import sys, model.runtime.native.runtime; sys.exit('torch' in sys.modules)" \
+    && rm -rf /opt/aft/lib/python3.11/site-packages/pip*
 
 FROM ${BASE}
 

@@ -6,21 +6,31 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-dev serve test check format system-packages image-test clean
+.PHONY: setup setup-train setup-dev serve test check format system-packages image-test clean
 
 setup: $(VENV)/.serve
+setup-train: $(VENV)/.train
 setup-dev: $(VENV)/.dev
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP_INSTALL) --editable '.[train]'
+BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard model/runtime/native/src/*)
+
+# without a compiler the kernel is not built: then torch has to advance the models
+$(VENV)/.serve: $(BUILT) | $(BIN)/pip
+	$(PIP_INSTALL) --editable .
+	$(BIN)/python -c 'import sys; from model.runtime.choice import native_is_built; sys.exit(not native_is_built())' \
+		|| $(PIP_INSTALL) --editable '.[torch]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP_INSTALL) --editable '.[dev]'
+$(VENV)/.train: $(BUILT) | $(BIN)/pip
+	$(PIP_INSTALL) --editable '.[train]'
 	touch $@ $(VENV)/.serve
+
+$(VENV)/.dev: $(BUILT) | $(BIN)/pip
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/.serve $(VENV)/.train
 
 serve: setup
 	$(BIN)/aft serve
@@ -39,7 +49,7 @@ format: setup-dev
 
 system-packages:
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends prometheus
+	apt-get install -y -qq --no-install-recommends g++ prometheus
 
 # A running Docker engine, or the program named by IMAGE_CHECK, which is given this folder and the checks' arguments.
 image-test:

@@ -10,19 +10,20 @@ import numpy as np
 from model.automaton import FORBIDDEN, Automaton, stops
 from model.checkpoint import Checkpoint
 from model.pixels import NUM_VALUES, PixelCodec, Pixels
-from model.runtime.base import Draw, Job, Runtime
+from model.runtime.base import Draw, Job
+from model.runtime.choice import Wanted, open_runtime
 from model.sampling import SamplingParams
 from model.tokenizer import IncrementalDecoder
 
 BURST = 16  # tokens between two pieces of text
 
 
-def generate(folder: Path, prompt: str, max_tokens: int, *, temperature: float = 1.0, seed: int = 0) -> Iterator[str]:
+def generate(
+    folder: Path, prompt: str, max_tokens: int, *, temperature: float = 1.0, seed: int = 0, runtime: Wanted = "auto"
+) -> Iterator[str]:
     """Pieces of text that follow the prompt. CheckpointError, or ValueError for a prompt that is no text."""
-    from model.runtime.eager import EagerRuntime
-
     checkpoint = Checkpoint(folder)
-    runtime: Runtime = EagerRuntime(checkpoint, num_slots=1)
+    opened = open_runtime(checkpoint, num_slots=1, wanted=runtime)
     tokenizer = checkpoint.tokenizer
     automaton = stops(tokenizer.token_bytes, [], tokenizer.end, ignore_end=False)
     params = SamplingParams(temperature=temperature, seed=seed)
@@ -32,7 +33,7 @@ def generate(folder: Path, prompt: str, max_tokens: int, *, temperature: float =
         max_tokens,
     )
     while left > 0:
-        (done,) = runtime.run([Job(0, tokens, draw=Draw(params, min(BURST, left), automaton))])
+        (done,) = opened.run([Job(0, tokens, draw=Draw(params, min(BURST, left), automaton))])
         yield decoder.feed(done.drawn)
         tokens, left = done.drawn[-1:], left - len(done.drawn)
         if done.stopped is not None:
@@ -48,21 +49,26 @@ def values_only(codec: PixelCodec) -> Automaton:
 
 
 def draw(
-    folder: Path, label: str = "", style: str = "", *, temperature: float = 1.0, seed: int = 0, sample: int = 0
+    folder: Path,
+    label: str = "",
+    style: str = "",
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    sample: int = 0,
+    runtime: Wanted = "auto",
 ) -> Iterator[Pixels]:
     """An image (H, W, 3) row by row: each is the one before with one more row; the rest is white.
 
     CheckpointError for a text model, ValueError for a label or style that the model does not know.
     """
-    from model.runtime.eager import EagerRuntime
-
     checkpoint = Checkpoint(folder)
     codec = checkpoint.pixels
-    runtime: Runtime = EagerRuntime(checkpoint, num_slots=1)
+    opened = open_runtime(checkpoint, num_slots=1, wanted=runtime)
     params = SamplingParams(temperature=temperature, seed=seed, sample=sample)
     tokens, values, automaton = [codec.condition(label, style)], list[int](), values_only(codec)
     while len(values) < codec.raster.size:
-        (done,) = runtime.run([Job(0, tokens, draw=Draw(params, codec.raster.row, automaton))])
+        (done,) = opened.run([Job(0, tokens, draw=Draw(params, codec.raster.row, automaton))])
         values += done.drawn
         tokens = done.drawn[-1:]
         yield codec.decode(values)

@@ -74,11 +74,14 @@ async def _load(service: Service, load: Loader, on_failure: Callable[[Exception]
     version = importlib.metadata.version("aft-serve")
     for model in served:
         runtime = model.runtime
-        service.metrics.build_info.labels(model.name, version, runtime.name, "", runtime.fingerprint[:12]).set(1)
+        service.metrics.build_info.labels(model.name, version, runtime.name, runtime.isa, runtime.fingerprint[:12]).set(
+            1
+        )
         state = runtime.num_slots * runtime.state_bytes / 1e6
         log.info(
-            "serving %s on the %s runtime: weights %.1f MB, %d slots x %d bytes of state = %.1f MB",
-            model.name, runtime.name, runtime.weight_bytes / 1e6, runtime.num_slots, runtime.state_bytes, state,
+            "serving %s on the %s runtime (%s, threads: %d): weights %.1f MB, %d slots x %d bytes of state = %.1f MB",
+            model.name, runtime.name, runtime.isa, runtime.threads, runtime.weight_bytes / 1e6, runtime.num_slots,
+            runtime.state_bytes, state,
         )  # fmt: skip
     log.info("ready after %.2f s", seconds)
 

@@ -27,9 +27,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model to serve; may be given again. Default: all.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder of checkpoints.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="What advances the models: torch.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="What advances the models: auto, native, torch.")] = None,
     slots: Annotated[int | None, typer.Option(help="Streams that a model advances at once.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 0: the processors available.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 0: a good number.")] = None,
 ) -> None:
     """Serve every checkpoint over HTTP. All other settings: environment AFT_*, see docs/service.md."""
     from service.server import serve as run
@@ -65,6 +65,7 @@ def generate(
     import secrets
 
     from model.generate import generate as stream
+    from model.runtime.choice import RuntimeMissingError
 
     try:
         chosen = secrets.randbits(31) if seed is None else seed
@@ -77,7 +78,7 @@ def generate(
             sys.stdout.write(part)
             sys.stdout.flush()
         sys.stdout.write("\n")
-    except (ValueError, _checkpoint_error()) as error:
+    except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
 
 
@@ -99,16 +100,21 @@ def train(
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Train a model; interrupted, the same command goes on where it stopped."""
+    from service.training import require_training_extra
+
+    try:
+        require_training_extra()
+    except ValueError as error:
+        raise fail(str(error)) from None
     import torch
 
     from model.data import DataError
     from model.recipe import RecipeError, read
-    from service.training import own_recipe, require_training_extra, run
+    from service.training import own_recipe, run
 
     if threads:
         torch.set_num_threads(threads)
     try:
-        require_training_extra()
         if source.suffix == ".toml":
             if (name, minutes, seed) != (None, None, None):
                 raise fail("a recipe has its own name, steps and seed: --name, --minutes and --seed are for a text")

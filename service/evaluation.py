@@ -15,7 +15,7 @@ from model.batches import conditions, encode, examples
 from model.checkpoint import Checkpoint
 from model.evaluate import Depth, by_depth, compare, per_dimension, windows
 from model.network import Network
-from model.runtime.eager import EagerRuntime
+from model.runtime.choice import open_runtime
 from model.tokenizer import Bytes
 from model.weights import load
 
@@ -48,7 +48,7 @@ def run(
     ids, start, stride = np.concatenate([before, test]), len(before), stride or max(1, length // 2)
     scale = len(test) / len(scored)  # tokens a character: more than one where characters are spelled in bytes
     overlapping = windows(load(checkpoint).freeze(), ids, start, length, stride) * scale
-    runtime = EagerRuntime(checkpoint, num_slots=1)
+    runtime = open_runtime(checkpoint, num_slots=1)
     longest = min(start, runtime.max_position // 2) if runtime.max_position else start
     left_out = [depth for depth in depths if depth > longest]
     if left_out:

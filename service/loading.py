@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
 from model import checkpoint
 from model.checkpoint import Checkpoint, CheckpointError
-from model.runtime.base import Runtime
+from model.runtime.choice import choose, open_runtime
 from service.engine import Served
 from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.settings import Settings
+
+log = logging.getLogger("aft")
 
 
 def folders(settings: Settings) -> list[Path]:
@@ -27,26 +30,19 @@ def folders(settings: Settings) -> list[Path]:
     return [found[name] for name in dict.fromkeys(settings.models)] if settings.models else list(found.values())
 
 
-def make_runtime(loaded: Checkpoint, settings: Settings) -> Runtime:
-    """The runtime that the settings name."""
-    import torch
-
-    from model.runtime.eager import EagerRuntime
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    return EagerRuntime(loaded, settings.slots)
-
-
 def load_models(settings: Settings, metrics: Metrics) -> list[Served]:
-    """Load every model; blocks. CheckpointError names what is wrong with which folder."""
+    """Load every model; blocks.
+
+    CheckpointError names what is wrong with which folder, RuntimeMissingError what to install.
+    """
     served = []
     for folder in folders(settings):
         began = time.perf_counter()
         loaded = Checkpoint(folder)
-        runtime = make_runtime(loaded, settings)
+        runtime = open_runtime(loaded, settings.slots, threads=settings.threads, wanted=settings.runtime)
         scheduler = Scheduler(runtime, settings.max_queue, settings.burst_seconds)
         created = int((folder / checkpoint.CONFIG).stat().st_mtime)
         served.append(Served(loaded.name, runtime, loaded.codec, scheduler, created))
         metrics.startup_seconds.labels(loaded.name, "load").set(time.perf_counter() - began)
+    log.info("the %s runtime: %s", *choose(settings.runtime))
     return served

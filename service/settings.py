@@ -21,9 +21,12 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0: any free one")
     checkpoints: Path = Field(Path("checkpoints"), description="folder of checkpoints, one folder a model")
     models: list[str] = Field([], description="names to serve, as a JSON list; empty: every folder under `checkpoints`")
-    runtime: Literal["torch"] = Field("torch", description="what advances the models")
-    # beside an event loop a second thread of torch makes a step three times as slow (docs/benchmarks.md)
-    threads: Annotated[int, Field(ge=0)] = Field(1, description="threads of the runtime; 0: the processors available")
+    runtime: Literal["auto", "native", "torch"] = Field(
+        "auto", description="what advances the models; auto: native where it is built, otherwise torch"
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="threads of the runtime; 0: the processors available for native, 1 for torch"
+    )
     slots: Positive = Field(64, description="streams that a model advances at once; their memory is reserved at start")
     max_queue: Annotated[int, Field(ge=0)] = Field(256, description="requests that may wait for a slot, per model")
     max_tokens: Positive = Field(1_000_000, description="largest `max_tokens` of a request")

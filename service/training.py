@@ -22,8 +22,8 @@ KEPT = "recipe.json"
 
 def require_training_extra() -> None:
     """ValueError before the training, and not after it, where what draws its curve is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("training draws its curve with matplotlib: pip install -e '.[train]'")
+    if importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("torch") is None:
+        raise ValueError("training needs torch and matplotlib: make setup-train, or pip install -e '.[train]'")
 
 
 def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -> Recipe:
@@ -46,7 +46,9 @@ def run(recipe: Recipe, folder: Path, target: Path, tensorboard: Path | None = N
     quiet = os.environ.get("RANK", "0") != "0"
     console = Console(quiet=quiet, stderr=True)
     chosen = ", ".join(f"{key} {value}" for key, value in recipe.model.items()) or "as the preset"
-    size = f"{recipe.steps} steps of {recipe.batch} x {recipe.length} characters"
+    unit = "characters" if recipe.kind == "text" else "sub-pixels"
+    length = recipe.length if recipe.kind == "text" else recipe.size**2 * 3
+    size = f"{recipe.steps} steps of {recipe.batch} x {length} {unit}"
     console.print(f"{recipe.name}: preset {recipe.preset} ({chosen}), {size}")
     write = _tensorboard(tensorboard) if tensorboard and not quiet else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -54,12 +56,12 @@ def run(recipe: Recipe, folder: Path, target: Path, tensorboard: Path | None = N
         task = progress.add_task("training", total=recipe.steps)
 
         def after_step(trainer: Trainer, loss: float) -> None:
-            rate = recipe.batch * recipe.length * trainer.steps_done / trainer.seconds
-            text = f"{loss:.3f} bits per character, {rate:,.0f} characters/s"
+            rate = recipe.batch * length * trainer.steps_done / trainer.seconds
+            text = f"{loss:.3f} bits each, {rate:,.0f} {unit}/s"
             progress.update(task, completed=trainer.steps_done, description=text)
 
         def report(row: curve.Row) -> None:
-            bits = f"training {row['train_bpc']:.3f}, validation {row['validation_bpc']:.3f} bits per character"
+            bits = f"training {row['train_bpc']:.3f}, validation {row['validation_bpc']:.3f} bits each"
             console.print(f"step {row['step']:.0f}: {bits}")
             if write is not None:
                 write(row)

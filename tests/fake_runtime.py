@@ -30,6 +30,8 @@ class FakeRuntime:
     """Writes ``text`` in a circle, from a place that position, seed and sample decide. Bytes tokenizer."""
 
     name = "fake"
+    isa = "none"
+    threads = 1
     exact = True
     weight_bytes = 1000
     state_bytes = 10

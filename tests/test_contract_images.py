@@ -44,7 +44,7 @@ from model.evaluate import per_dimension
 from model.generate import draw
 from model.pixels import PixelCodec, Pixels, heat_map, to_png
 from model.runtime.base import Job
-from model.runtime.eager import EagerRuntime
+from model.runtime.choice import open_runtime
 from model.weights import load
 
 ROW, ALL = 4, 16  # pixels
@@ -209,7 +209,7 @@ def test_a_stream(server: Process, checkpoints: Path, partial_images: int | None
         assert event == {"type": name, **HEAD, "partial_image_index": i}
         assert created == last["created_at"] == pytest.approx(time.time(), abs=60)
     assert last_name == last["type"] == "image_generation.completed"
-    assert set(last) == {"type", "b64_json", "created_at", *HEAD, "usage"}
+    assert set(last) == {"type", "b64_json", "created_at", *HEAD, "seed", "usage"}
     assert (pixels(last["b64_json"]) == wanted).all()
     whole = generate(server).json()
     assert (last["b64_json"], last["usage"]) == (whole["data"][0]["b64_json"], whole["usage"])
@@ -298,7 +298,7 @@ def test_alpha_is_to_be_drawn_only_where_it_is_0(server: Process) -> None:
 def direct_bits(folder: Path, label: str, style: str = "") -> np.ndarray[Any, np.dtype[np.float64]]:
     """Bits of PICTURE, by one job of a runtime in this process."""
     checkpoint = checkpoints_for_tests.opened(folder / "pics")
-    runtime, codec = EagerRuntime(checkpoint, num_slots=1), checkpoint.pixels
+    runtime, codec = open_runtime(checkpoint, num_slots=1), checkpoint.pixels
     values = codec.encode(PICTURE)
     (done,) = runtime.run([Job(0, [codec.condition(label, style), *values[:-1]], targets=values)])
     return -np.array(done.target_logprobs).reshape(4, 4, 3) / math.log(2)
@@ -315,7 +315,7 @@ def test_scores(server: Process, checkpoints: Path, label: str, style: str) -> N
     checkpoint = checkpoints_for_tests.opened(checkpoints / "pics")
     conditions = np.array([checkpoint.pixels.condition(label, style)])
     trained = per_dimension(load(checkpoint).freeze(), *examples(PICTURE[None], conditions))
-    assert plain["bits_per_dim"] == pytest.approx(trained, abs=1e-5)
+    assert plain["bits_per_dim"] == pytest.approx(trained, rel=0.02)  # bf16 beside float32
     body = score(server, to_png(PICTURE), **form, per_pixel="true", heatmap="true").json()
     assert set(body) == {"bits_per_dim", "bits", "heatmap_b64"}
     assert body["bits_per_dim"] == plain["bits_per_dim"]

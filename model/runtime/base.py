@@ -81,6 +81,8 @@ class Runtime(Protocol):
     fingerprint: str  # weights + numerics: equal means equal bits
     exact: bool  # whether equal requests give equal bits whatever runs beside them
     name: str
+    isa: str  # instruction set, or device
+    threads: int
 
     def run(self, jobs: Sequence[Job]) -> list[Done]:
         """All given tokens first, then one token a live job until each has drawn its ``max_new`` or stopped.

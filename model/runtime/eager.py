@@ -38,6 +38,7 @@ class EagerRuntime:
         config = checkpoint.config.model
         self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
         self._device = torch.device(device)
+        self.isa, self.threads = device, torch.get_num_threads()
         self._tile = min(TILE, num_slots)
         # the width of a tile decides which kernels torch takes, and so the last bits
         numerics = f"{checkpoint.fingerprint} torch float32 tile {self._tile}"

@@ -1,0 +1,1 @@
+"""The fused recurrent step in C++: built where a compiler is at hand, absent otherwise."""

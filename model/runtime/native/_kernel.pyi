@@ -1,0 +1,36 @@
+"""What src/binding.cpp defines."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Kernel:
+    state_bytes: int
+    weight_bytes: int
+    target: str
+    threads: int
+    def __init__(
+        self,
+        shape: Mapping[str, int],
+        tensors: Mapping[str, NDArray[np.generic]],
+        num_slots: int,
+        max_position: int,
+        threads: int,
+        target: str,
+    ) -> None: ...
+    def run(
+        self, jobs: Sequence[tuple[object, ...]]
+    ) -> list[tuple[list[float], bytes, list[int], list[float], list[list[tuple[int, float]]], int]]: ...
+    def export(self, slot: int) -> tuple[bytes, bytes, bytes, int, int]: ...
+    def restore(
+        self, slot: int, state: bytes, counts: bytes, seen: bytes, position: int, automaton_state: int
+    ) -> None: ...
+    def reset(self, slot: int) -> None: ...
+    def copy(self, source: int, target: int) -> None: ...
+    def position(self, slot: int) -> int: ...
+    def automaton_state(self, slot: int) -> int: ...
+
+def targets() -> list[str]: ...
+def uniform(seed: int, sample: int, position: int) -> float: ...
+def philox(counter: Sequence[int], k: int, m: int) -> list[int]: ...

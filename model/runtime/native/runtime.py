@@ -1,0 +1,154 @@
+"""The native runtime: the contract of model/runtime/base.py on the kernel, exact to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.automaton import Automaton
+from model.checkpoint import Checkpoint, CheckpointError
+from model.config import ModelConfig
+from model.runtime import states
+from model.runtime.base import Done, Draw, Job, JobError, StateError, Stop, check_jobs
+from model.runtime.native import weights
+from model.runtime.native._kernel import Kernel, targets
+
+NUMERICS = "native 1 bf16"  # changes with every change of a bit of a result
+LOGITS = {"none": 0, "last": 1, "all": 2}
+STOPS = (None, Stop.ACCEPT, Stop.LENGTH, Stop.FAULT)
+
+
+class NativeRuntime:
+    """A slot pool of ``num_slots`` recurrent states beside one model's packed weights."""
+
+    name = "native"
+    exact = True
+
+    def __init__(self, checkpoint: Checkpoint, num_slots: int, threads: int = 1, target: str = "") -> None:
+        """CheckpointError where the tensors do not fit the config; ValueError for an unknown instruction set."""
+        config = checkpoint.config.model
+        if num_slots < 1 or threads < 1:
+            raise ValueError(f"num_slots and threads must be at least 1, they are {num_slots} and {threads}")
+        if target and target not in targets():
+            raise ValueError(f"instruction set {target!r} is not available here; available: {', '.join(targets())}")
+        self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
+        stored = weights.read(checkpoint)
+        weights.check(stored, checkpoint)
+        arrays = weights.bands(stored, config)
+        last = -1 if self.max_position is None else self.max_position
+        try:
+            self._kernel = Kernel(_shape(config), arrays, num_slots, last, threads, target)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.name}: {error}") from None
+        self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {NUMERICS}".encode()).hexdigest()
+        self.state_bytes, self.weight_bytes = self._kernel.state_bytes, self._kernel.weight_bytes
+        self.isa, self.threads = self._kernel.target, self._kernel.threads
+
+    def position(self, slot: int) -> int:
+        """Positions consumed."""
+        return self._kernel.position(self._checked(slot))
+
+    def run(self, jobs: Sequence[Job]) -> list[Done]:
+        """The contract of ``Runtime.run``."""
+        check_jobs(jobs, self)
+        for job in jobs:
+            automaton = job.draw.automaton if job.draw else None
+            if automaton is not None and self._kernel.automaton_state(job.slot) >= len(automaton.next):
+                raise JobError(f"slot {job.slot}: the automaton has fewer states than the slot has passed")
+        given = [
+            (job.slot, list(job.tokens), list(job.targets or ()), LOGITS[job.logits], _draw(job.draw)) for job in jobs
+        ]
+        return [self._done(job, result) for job, result in zip(jobs, self._kernel.run(given), strict=True)]
+
+    def _done(
+        self, job: Job, result: tuple[list[float], bytes, list[int], list[float], list[list[tuple[int, float]]], int]
+    ) -> Done:
+        target_logprobs, raw, drawn, logprobs, top, stopped = result
+        logits: NDArray[np.float32] | None = None
+        if job.logits != "none":
+            logits = np.frombuffer(raw, np.float32)
+            if job.logits == "all":
+                logits = logits.reshape(-1, self.vocab_size)
+        return Done(target_logprobs, logits, drawn, logprobs, top, STOPS[stopped])
+
+    def reset(self, slot: int) -> None:
+        """Back to before the first position."""
+        self._kernel.reset(self._checked(slot))
+
+    def copy(self, source: int, targets: Sequence[int]) -> None:
+        """Copy a slot, sampler included, into others."""
+        for slot in (source, *targets):
+            self._checked(slot)
+        for target in targets:
+            self._kernel.copy(source, target)
+
+    def export(self, slot: int) -> bytes:
+        """The slot's state as bytes: equal on every machine for equal histories."""
+        state, counts, seen, position, automaton_state = self._kernel.export(self._checked(slot))
+        facts: dict[str, object] = {
+            "fingerprint": self.fingerprint, "position": position, "automaton_state": automaton_state,
+        }  # fmt: skip
+        return states.pack(facts, [np.frombuffer(part, np.uint8) for part in (state, counts, seen)])
+
+    def restore(self, slot: int, state: bytes) -> None:
+        """Put an exported state into a slot. StateError leaves the slot as it was."""
+        facts, body = states.unpack(state)
+        if facts.get("fingerprint") != self.fingerprint:
+            raise StateError("the state belongs to another model or runtime")
+        position, automaton_state = facts.get("position"), facts.get("automaton_state")
+        if not isinstance(position, int) or not 0 <= position <= (self.max_position or 2**62):
+            raise StateError("the state stands at no position of this model")
+        if not isinstance(automaton_state, int) or not 0 <= automaton_state < 2**31:
+            raise StateError("the state's automaton is in no state")
+        cuts = (self.state_bytes, self.state_bytes + 4 * self.vocab_size)
+        if len(body) != cuts[1] + self.vocab_size:
+            raise StateError(f"the state has {len(body)} bytes, this model's has {cuts[1] + self.vocab_size}")
+        parts = body[: cuts[0]], body[cuts[0] : cuts[1]], body[cuts[1] :]
+        self._kernel.restore(self._checked(slot), *parts, position, automaton_state)
+
+    def _checked(self, slot: int) -> int:
+        if not 0 <= slot < self.num_slots:
+            raise IndexError(f"slot {slot} is outside 0 ... {self.num_slots - 1}")
+        return slot
+
+
+def _shape(config: ModelConfig) -> dict[str, int]:
+    places = 1
+    if config.bias == "absolute":
+        places = config.max_model_len or 1
+    elif config.bias == "raster" and config.raster is not None:
+        places = config.raster.row
+    raster = config.raster
+    return {
+        "dim": config.dim,
+        "hidden": config.dim * config.mlp_ratio,
+        "vocab_size": config.vocab_size,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "window": config.window,
+        "places": places,
+        "activation": 0 if config.activation == "squared_relu" else 1,
+        "raster_height": raster.height if raster else 0,
+        "raster_width": raster.width if raster else 0,
+        "raster_channels": raster.channels if raster else 0,
+    }
+
+
+def _draw(draw: Draw | None) -> tuple[object, ...] | None:
+    if draw is None:
+        return None
+    p = draw.params
+    floats = [p.temperature, p.top_p, p.min_p, p.frequency_penalty, p.presence_penalty, p.repetition_penalty]
+    bias = [(int(token), float(value)) for token, value in p.logit_bias.items()]
+    table = _table(draw.automaton)
+    return (
+        [float(x) for x in floats], p.top_k, p.seed & (2**64 - 1), p.sample & (2**32 - 1), bias, draw.max_new,
+        draw.top, table,
+    )  # fmt: skip
+
+
+def _table(automaton: Automaton | None) -> NDArray[np.int32] | None:
+    return None if automaton is None else np.ascontiguousarray(automaton.next, np.int32)

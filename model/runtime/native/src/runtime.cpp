@@ -1,0 +1,375 @@
+#include "runtime.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace aft {
+namespace {
+
+constexpr int32_t MAX_ROWS = 128;  // positions of one pass: their activations stay in cache
+constexpr float MAX_WINDOW_DECAY = 40.0f;  // model/bias.py
+constexpr float LEAST_WEIGHT = 8.8817842e-16f;  // 2^-50, as for what weights are multiplied with
+constexpr float EMPTY_PEAK = -1e30f;  // before the first key: a frame below any
+
+int32_t blocks_of(int64_t count) { return int32_t((count + LANES - 1) / LANES); }
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+    std::string text = "(";
+    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    return text + ")";
+}
+
+const Tensor& find(const Tensors& tensors, const std::string& name, const std::vector<int64_t>& shape) {
+    const auto at = tensors.find(name);
+    if (at == tensors.end()) throw std::invalid_argument("tensor " + name + " is missing");
+    if (at->second.shape != shape)
+        throw std::invalid_argument("tensor " + name + " has shape " + shape_text(at->second.shape) +
+                                    ", the config asks for " + shape_text(shape));
+    return at->second;
+}
+
+uint32_t bits_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+float float_of(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+// Element i in bf16, to nearest even; what is too small for an exact sum is 0.
+uint16_t bf16_of(const Tensor& tensor, int64_t i, float least) {
+    uint32_t bits = tensor.bf16 ? uint32_t(tensor.bf16[i]) << 16 : bits_of(tensor.f32[i]);
+    if (!tensor.bf16) bits += 0x7fff + (bits >> 16 & 1);
+    const float value = float_of(bits & 0xffff0000u);
+    return (value < 0 ? -value : value) < least ? 0 : uint16_t(bits >> 16);
+}
+
+}  // namespace
+
+void Runtime::Free::operator()(void* p) const { std::free(p); }
+
+template <class T>
+T* Runtime::allocate(int64_t count) {
+    const size_t bytes = (std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64;
+    void* p = std::aligned_alloc(64, bytes);
+    if (!p) throw std::bad_alloc();
+    std::memset(p, 0, bytes);
+    memory_.emplace_back(p);
+    return static_cast<T*>(p);
+}
+
+Matrix Runtime::pack(const Tensors& tensors, const std::string& name, int64_t outputs, int64_t inputs, int64_t repeat) {
+    const Tensor& tensor = find(tensors, name, {outputs / repeat, inputs});
+    // the inputs are activations, which are padded to whole blocks
+    const int64_t pairs = int64_t(blocks_of(inputs)) * LANES / 2;
+    Matrix matrix{nullptr, blocks_of(outputs), int32_t(pairs)};
+    uint32_t* words = allocate<uint32_t>(matrix.blocks * pairs * LANES);
+    for (int64_t o = 0; o < outputs; ++o)
+        for (int64_t i = 0; i < inputs; ++i) {
+            const uint32_t value = bf16_of(tensor, o / repeat * inputs + i, LEAST_WEIGHT);
+            words[((o / LANES) * pairs + i / 2) * LANES + o % LANES] |= i % 2 ? value << 16 : value;
+        }
+    matrix.words = words;
+    weight_bytes_ += int64_t(matrix.blocks) * pairs * LANES * 4;
+    return matrix;
+}
+
+const float* Runtime::vector(const Tensors& tensors, const std::string& name, int64_t count) {
+    const Tensor& tensor = find(tensors, name, {count});
+    float* padded = allocate<float>(int64_t(blocks_of(count)) * LANES);
+    for (int64_t i = 0; i < count; ++i)
+        padded[i] = tensor.f32 ? tensor.f32[i] : float_of(uint32_t(tensor.bf16[i]) << 16);
+    weight_bytes_ += count * 4;
+    return padded;
+}
+
+const uint16_t* Runtime::table(const Tensors& tensors, const std::string& name, int64_t rows, int64_t columns) {
+    const Tensor& tensor = find(tensors, name, {rows, columns});
+    uint16_t* copy = allocate<uint16_t>(rows * columns);
+    for (int64_t i = 0; i < rows * columns; ++i) copy[i] = bf16_of(tensor, i, 0.0f);
+    weight_bytes_ += rows * columns * 2;
+    return copy;
+}
+
+void Runtime::make_bias(const Tensors& tensors, const Shape& shape, const std::string& prefix, Layer& layer) {
+    const int64_t heads = shape.num_heads, window = shape.window, channels = shape.dim / heads;
+    const int64_t padded = int64_t(model_.dim_blocks) * LANES, places = shape.places;
+    std::vector<float> lambda(heads, 0.0f);
+    if (tensors.count(prefix + "log_decay")) {
+        const float* logs = vector(tensors, prefix + "log_decay", heads);
+        target_.exp(logs, lambda.data(), heads);
+        for (float& l : lambda) l = std::min(l, MAX_WINDOW_DECAY / float(std::max<int64_t>(window, 1)));
+    }
+    auto by_channel = [&](auto value) {
+        float* out = allocate<float>(padded);
+        for (int64_t c = 0; c < shape.dim; ++c) out[c] = value(lambda[c / channels]);
+        return out;
+    };
+    float* shrink = by_channel([](float l) { return -l; });
+    target_.exp(shrink, shrink, padded);
+    float* leave = by_channel([&](float l) { return -l * float(window); });
+    target_.exp(leave, leave, padded);
+    layer.shrink = shrink;
+    layer.leave = leave;
+    layer.decay = by_channel([](float l) { return l * 1.44269504f; });
+    if (!window) return;
+    const Tensor& band = find(tensors, prefix + "band", {places, heads, window});
+    if (!band.f32) throw std::invalid_argument("tensor " + prefix + "band must be float32");
+    std::vector<float> weights(places * heads * window);  // oldest first
+    for (int64_t p = 0; p < places * heads; ++p)
+        for (int64_t age = 0; age < window; ++age)
+            weights[p * window + window - 1 - age] = band.f32[p * window + age] - lambda[p % heads] * float(age);
+    target_.exp(weights.data(), weights.data(), int64_t(weights.size()));
+    if (!model_.window_by_block) {
+        float* out = allocate<float>(int64_t(weights.size()));
+        std::copy(weights.begin(), weights.end(), out);
+        layer.window = out;
+        weight_bytes_ += int64_t(weights.size()) * 4;
+        return;
+    }
+    float* out = allocate<float>(places * padded * window);
+    for (int64_t p = 0; p < places; ++p)
+        for (int64_t c = 0; c < padded; ++c)
+            for (int64_t j = 0; j < window; ++j)  // padding has a weight too: its average is 0 / 1, not 0 / 0
+                out[((p * model_.dim_blocks + c / LANES) * window + j) * LANES + c % LANES] =
+                    c < shape.dim ? weights[(p * heads + c / channels) * window + j] : 1.0f;
+    layer.window = out;
+    weight_bytes_ += places * padded * window * 4;
+}
+
+void Runtime::make_layer(const Tensors& tensors, const Shape& shape, int32_t number, Layer& layer) {
+    const std::string prefix = "blocks." + std::to_string(number) + ".";
+    const int64_t dim = shape.dim, hidden = shape.hidden;
+    layer.norm_aft_weight = vector(tensors, prefix + "norm_aft.weight", dim);
+    layer.norm_aft_bias = vector(tensors, prefix + "norm_aft.bias", dim);
+    layer.norm_mlp_weight = vector(tensors, prefix + "norm_mlp.weight", dim);
+    layer.norm_mlp_bias = vector(tensors, prefix + "norm_mlp.bias", dim);
+    layer.q = pack(tensors, prefix + "aft.q.weight", dim, dim);
+    // AFT-conv has one key a head: every channel of the head gets a copy of its row
+    const auto keys = tensors.find(prefix + "aft.k.weight");
+    const bool shared = keys != tensors.end() && !keys->second.shape.empty() && keys->second.shape[0] != dim &&
+                        keys->second.shape[0] == shape.num_heads;
+    layer.k = pack(tensors, prefix + "aft.k.weight", dim, dim, shared ? dim / shape.num_heads : 1);
+    layer.v = pack(tensors, prefix + "aft.v.weight", dim, dim);
+    layer.o = pack(tensors, prefix + "aft.o.weight", dim, dim);
+    layer.up = pack(tensors, prefix + "mlp.up.weight", hidden, dim);
+    layer.down = pack(tensors, prefix + "mlp.down.weight", dim, hidden);
+    layer.up_bias = vector(tensors, prefix + "mlp.up.bias", hidden);
+    layer.down_bias = vector(tensors, prefix + "mlp.down.bias", dim);
+    make_bias(tensors, shape, prefix + "aft.bias.", layer);
+}
+
+Runtime::Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, int64_t max_position, int32_t threads,
+                 const std::string& target)
+    : target_(choose_target(target)), max_position_(max_position), pool_(threads) {
+    model_ = {};
+    model_.dim = shape.dim;
+    model_.hidden = shape.hidden;
+    model_.vocab_size = shape.vocab_size;
+    model_.num_layers = shape.num_layers;
+    model_.window = shape.window;
+    model_.dim_blocks = blocks_of(shape.dim);
+    model_.hidden_blocks = blocks_of(shape.hidden);
+    model_.vocab_blocks = blocks_of(shape.vocab_size);
+    model_.places = shape.places;
+    model_.heads = shape.num_heads;
+    model_.window_by_block = shape.dim / shape.num_heads % LANES != 0;
+    model_.activation = shape.activation;
+    layers_.resize(shape.num_layers);
+    for (int32_t l = 0; l < shape.num_layers; ++l) make_layer(tensors, shape, l, layers_[l]);
+    model_.layers = layers_.data();
+    model_.norm_weight = vector(tensors, "norm.weight", shape.dim);
+    model_.norm_bias = vector(tensors, "norm.bias", shape.dim);
+    const bool raster = shape.raster_height > 0;
+    const std::string embed = raster ? "embed.value.weight" : "embed.weight";
+    model_.embed = table(tensors, embed, shape.vocab_size, shape.dim);
+    if (raster) {
+        model_.raster_height = shape.raster_height;
+        model_.raster_width = shape.raster_width;
+        model_.raster_channels = shape.raster_channels;
+        model_.embed_channel = table(tensors, "embed.channel.weight", shape.raster_channels, shape.dim);
+        model_.embed_row = table(tensors, "embed.row.weight", shape.raster_height, shape.dim);
+        model_.embed_column = table(tensors, "embed.column.weight", shape.raster_width, shape.dim);
+    }
+    // a tied head is the embedding, which is stored once
+    model_.head = pack(tensors, tensors.count("head.weight") ? "head.weight" : embed, shape.vocab_size, shape.dim);
+
+    const int64_t dim = int64_t(model_.dim_blocks) * LANES, hidden = int64_t(model_.hidden_blocks) * LANES;
+    const int64_t vocab = int64_t(model_.vocab_blocks) * LANES;
+    slot_words_ = layer_words(model_) * shape.num_layers;
+    states_ = allocate<uint32_t>(slot_words_ * num_slots);
+    slots_.resize(num_slots);
+    for (int32_t i = 0; i < num_slots; ++i) reset(i);
+    const int64_t rows = std::max<int64_t>(MAX_ROWS, num_slots);
+    buffers_.x = allocate<float>(rows * dim);
+    buffers_.mixed = allocate<float>(rows * dim);
+    buffers_.hidden = allocate<float>(rows * hidden);
+    buffers_.logits = allocate<float>(rows * vocab);
+    for (int i = 0; i < threads; ++i) scratch_.push_back(allocate<float>(rows * dim * 4));
+    buffers_.scratch = scratch_.data();
+    draw_scratch_.resize(threads);
+}
+
+void Runtime::reset(int32_t slot) {
+    uint32_t* state = states_ + slot * slot_words_;
+    std::memset(state, 0, slot_words_ * 4);
+    const int64_t padded = int64_t(model_.dim_blocks) * LANES;
+    for (int32_t l = 0; l < model_.num_layers; ++l) {
+        float* peak = reinterpret_cast<float*>(state + (l + 1) * layer_words(model_)) - padded;
+        std::fill(peak, peak + padded, EMPTY_PEAK);
+    }
+    slots_[slot].position = 0;
+    slots_[slot].sampler = {std::vector<int32_t>(model_.vocab_size), std::vector<uint8_t>(model_.vocab_size), 0};
+}
+
+void Runtime::copy(int32_t source, int32_t target) {
+    if (source == target) return;
+    std::memcpy(states_ + target * slot_words_, states_ + source * slot_words_, slot_words_ * 4);
+    slots_[target] = slots_[source];
+}
+
+void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler sampler) {
+    std::memcpy(states_ + slot * slot_words_, state, slot_words_ * 4);
+    slots_[slot] = {position, std::move(sampler)};
+}
+
+const float* Runtime::logits_row(int32_t row) const {
+    return buffers_.logits + int64_t(row) * model_.vocab_blocks * LANES;
+}
+
+void Runtime::pass(const std::vector<Row>& rows, int32_t logit_rows) {
+    pool_.run([&](int thread) {
+        const Team team{thread, pool_.threads(), [](void* pool) { static_cast<Pool*>(pool)->barrier(); }, &pool_};
+        target_.forward(model_, rows.data(), int32_t(rows.size()), logit_rows, buffers_, team);
+    });
+}
+
+std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
+    std::vector<Done> done(jobs.size());
+    const int32_t vocab = model_.vocab_size;
+    struct Live {
+        size_t job;
+        int32_t row;  // of the logits to draw from
+    };
+    std::vector<Live> live;
+
+    auto draw_one = [&](const Live& at, std::vector<double>& scratch) {
+        const Job& job = jobs[at.job];
+        Done& result = done[at.job];
+        Slot& slot = slots_[job.slot];
+        const float* logits = logits_row(at.row);
+        const int32_t* states = job.draw.automaton;
+        const int32_t* allowed = states ? states + int64_t(slot.sampler.automaton_state) * vocab : nullptr;
+        const int32_t token = draw(logits, vocab, job.draw.params, slot.sampler, allowed, slot.position, scratch);
+        if (token < 0) {
+            result.stopped = Stop::FAULT;
+            return;
+        }
+        const Normaliser own = normaliser(logits, vocab);
+        result.drawn.push_back(token);
+        result.logprobs.push_back(own.logprob(logits[token]));
+        if (job.draw.top) {
+            std::vector<int32_t> order(vocab);
+            for (int32_t i = 0; i < vocab; ++i) order[i] = i;
+            const int32_t count = std::min(job.draw.top, vocab);
+            std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
+                return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+            });
+            auto& top = result.top.emplace_back();
+            for (int32_t i = 0; i < count; ++i) top.emplace_back(order[i], own.logprob(logits[order[i]]));
+        }
+        slot.sampler.counts[token] += 1;
+        slot.sampler.seen[token] = 1;
+        if (states) {
+            slot.sampler.automaton_state = allowed[token];
+            if (allowed[token] == 1) result.stopped = Stop::ACCEPT;
+        }
+        if (result.stopped == Stop::NONE && slot.position == max_position_) result.stopped = Stop::LENGTH;
+    };
+    auto draw_all = [&] {
+        if (live.size() < 8) {  // waking others would take longer
+            for (const Live& at : live) draw_one(at, draw_scratch_[0]);
+            return;
+        }
+        pool_.run([&](int thread) {
+            for (size_t i = thread; i < live.size(); i += pool_.threads()) draw_one(live[i], draw_scratch_[thread]);
+        });
+    };
+
+    // all given tokens; a job's last logits are drawn from at once, while the pass that made them is at hand
+    struct Want {
+        size_t job, index;
+        int32_t row;
+    };
+    std::vector<Row> rows;
+    std::vector<Want> wanted;
+    std::vector<Live> drawn_in_pass;
+    std::vector<size_t> going;
+    auto flush = [&] {
+        if (rows.empty()) return;
+        pass(rows, int32_t(wanted.size()));
+        for (const Want& want : wanted) {
+            const Job& job = jobs[want.job];
+            const float* logits = logits_row(want.row);
+            if (!job.targets.empty())
+                done[want.job].target_logprobs.push_back(
+                    normaliser(logits, vocab).logprob(logits[job.targets[want.index]]));
+            const bool last = want.index + 1 == job.tokens.size();
+            if (job.logits == Logits::ALL || (job.logits == Logits::LAST && last))
+                done[want.job].logits.insert(done[want.job].logits.end(), logits, logits + vocab);
+        }
+        live = drawn_in_pass;
+        draw_all();
+        for (const Live& at : live)
+            if (done[at.job].stopped == Stop::NONE && int32_t(done[at.job].drawn.size()) < jobs[at.job].draw.max_new)
+                going.push_back(at.job);
+        rows.clear();
+        wanted.clear();
+        drawn_in_pass.clear();
+    };
+    for (size_t j = 0; j < jobs.size(); ++j) {
+        const Job& job = jobs[j];
+        Slot& slot = slots_[job.slot];
+        for (size_t i = 0; i < job.tokens.size(); ++i) {
+            const bool last = i + 1 == job.tokens.size();
+            const bool logits = !job.targets.empty() || job.logits == Logits::ALL ||
+                                (last && (job.draws || job.logits == Logits::LAST));
+            const int32_t row = logits ? int32_t(wanted.size()) : -1;
+            if (logits) wanted.push_back({j, i, row});
+            rows.push_back({states_ + job.slot * slot_words_, slot.position, job.tokens[i], row});
+            slot.position += 1;
+            slot.sampler.seen[job.tokens[i]] = 1;
+            if (last && job.draws) drawn_in_pass.push_back({j, row});
+            if (int32_t(rows.size()) == MAX_ROWS) flush();
+        }
+    }
+    flush();
+
+    // then one token a live job, until every burst has ended
+    while (!going.empty()) {
+        live.clear();
+        for (size_t j : going) {
+            Slot& slot = slots_[jobs[j].slot];
+            const int32_t row = int32_t(rows.size());
+            rows.push_back({states_ + jobs[j].slot * slot_words_, slot.position, done[j].drawn.back(), row});
+            live.push_back({j, row});
+            slot.position += 1;
+        }
+        pass(rows, int32_t(rows.size()));
+        rows.clear();
+        draw_all();
+        std::erase_if(going, [&](size_t j) {
+            return done[j].stopped != Stop::NONE || int32_t(done[j].drawn.size()) >= jobs[j].draw.max_new;
+        });
+    }
+    return done;
+}
+
+}  // namespace aft

@@ -1,0 +1,86 @@
+// Plain data that every instruction set's code shares. No standard header with code in it: two translation units
+// compiled for different processors would both emit that code, and the linker would keep one of them.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace aft {
+
+constexpr int LANES = 16;  // a block: channels that are computed side by side, on every processor
+
+// A matrix (outputs, inputs) in bf16, packed for blocks of 16 outputs: [outputs / 16][inputs / 2][16], and in each
+// word the even input below the odd one. Padded with zeros to whole blocks and pairs.
+struct Matrix {
+    const uint32_t* words;
+    int32_t blocks;  // of outputs
+    int32_t pairs;   // of inputs
+};
+
+struct Layer {
+    const float *norm_aft_weight, *norm_aft_bias, *norm_mlp_weight, *norm_mlp_bias;  // padded to blocks
+    Matrix q, k, v, o, up, down;
+    const float *up_bias, *down_bias;
+    const float* window;  // exp(b) of the last s keys, oldest first: [place][head][s], or [place][block][s][16]
+    const float* shrink;  // exp(-lambda), a channel: what the sums lose a step
+    const float* leave;   // exp(-lambda s), a channel: what a key has lost when it leaves the window
+    const float* decay;   // lambda log2 e, a channel
+};
+
+enum Activation : int32_t { SQUARED_RELU = 0, GELU = 1 };
+
+struct Model {
+    int32_t dim, hidden, vocab_size, num_layers, window;
+    int32_t dim_blocks, hidden_blocks, vocab_blocks;
+    int32_t places;           // rows of the window tables: 1, or the row of a raster, or all positions
+    int32_t heads;            // of a window table; a block lies in one head
+    int32_t window_by_block;  // where heads are no whole blocks: one weight a channel
+    int32_t activation;
+    const Layer* layers;
+    const float *norm_weight, *norm_bias;
+    Matrix head;
+    const uint16_t* embed;  // (vocab, dim) bf16
+    const uint16_t *embed_channel, *embed_row, *embed_column;  // of a pixel model; null otherwise
+    int32_t raster_height, raster_width, raster_channels;
+};
+
+// One position of one stream. Rows of one stream stand in order.
+struct Row {
+    uint32_t* state;
+    int64_t position;
+    int32_t token;
+    int32_t logits;  // row of the logits that are wanted, or -1
+};
+
+// Of a slot's state, per layer: [block][s][16] words, the key's exp(k) above its product with the value, both bf16;
+// then [16-padded channels] den, num, peak in float32.
+static inline int64_t layer_words(const Model& m) {
+    return int64_t(m.dim_blocks) * LANES * (m.window + 3);
+}
+
+// Memory of a forward pass. Shared between the threads, except scratch.
+struct Buffers {
+    float* x;        // (rows, padded dim): the residual stream
+    float* mixed;    // (rows, padded dim) bf16 values: what the o projection reads
+    float* hidden;   // (rows, padded hidden) bf16 values
+    float* logits;   // (logit rows, padded vocab)
+    float** scratch; // a thread: (rows, 4 * padded dim or padded hidden or padded vocab)
+};
+
+// A thread's share of a pass.
+struct Team {
+    int32_t thread, threads;
+    void (*barrier)(void*);
+    void* pool;
+};
+
+using Forward = void (*)(const Model&, const Row*, int32_t rows, int32_t logit_rows, const Buffers&, const Team&);
+// exp of float32 values by the kernel's own polynomial: tables are made with it
+using Exp = void (*)(const float* x, float* y, int64_t count);
+
+struct Target {
+    const char* name;
+    Forward forward;
+    Exp exp;
+};
+
+}  // namespace aft
