@@ -11,7 +11,7 @@ COPY model model
 COPY service service
 # an image without the kernel, or with torch beside it, would be another one than was tested
 RUN /opt/aft/bin/pip install --constraint constraints.txt . \
-    && /opt/aft/bin/python -c "import sys, model.runtime.native.runtime; sys.exit('torch' in sys.modules)" \
+    && cd / && /opt/aft/bin/python -c "import sys, model.runtime.native.runtime; sys.exit('torch' in sys.modules)" \
     && rm -rf /opt/aft/lib/python3.11/site-packages/pip*
 
 FROM ${BASE}

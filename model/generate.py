@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from model.automaton import FORBIDDEN, Automaton, stops
 from model.checkpoint import Checkpoint
 from model.pixels import NUM_VALUES, PixelCodec, Pixels
-from model.runtime.base import Draw, Job
+from model.runtime.base import Draw, Job, Runtime
 from model.runtime.choice import Wanted, open_runtime
 from model.sampling import SamplingParams
 from model.tokenizer import IncrementalDecoder
@@ -72,3 +72,13 @@ def draw(
         values += done.drawn
         tokens = done.drawn[-1:]
         yield codec.decode(values)
+
+
+def draw_together(runtime: Runtime, codec: PixelCodec, prompts: Sequence[Sequence[int]]) -> list[Pixels]:
+    """The images (H, W, 3) that begin with each prompt, a condition and perhaps some values; the n-th has seed n."""
+    jobs = []
+    for slot, prompt in enumerate(prompts):
+        runtime.reset(slot)
+        left = codec.raster.size + 1 - len(prompt)
+        jobs.append(Job(slot, prompt, draw=Draw(SamplingParams(seed=slot), left, values_only(codec))))
+    return [codec.decode([*p[1:], *d.drawn]) for p, d in zip(prompts, runtime.run(jobs), strict=True)]

@@ -11,15 +11,19 @@ from typing import Any
 
 import torch
 
-from model import curve, data, images, weights
+from model import curve, data, images, pixels, weights
 from model.batches import Material, Pictures, Windows, conditions, encode, examples, side_by_side
-from model.checkpoint import Codec
+from model.checkpoint import Checkpoint, Codec
 from model.config import Raster, preset
+from model.generate import draw_together
 from model.network import Network
 from model.pixels import PixelCodec
 from model.recipe import Recipe, fit
+from model.runtime.choice import open_runtime
 from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import Report, Trainer
+
+SAMPLE_ROWS = 4
 
 
 def choose_tokenizer(corpus: str | bytes, wanted: str) -> Tokenizer:
@@ -87,7 +91,13 @@ def train(
 ) -> None:
     """Run a recipe to its end in ``folder`` and write the checkpoint to ``target``."""
     trainer, codec = make_trainer(recipe, folder)
-    trainer.run(report, after_step)
+
+    def reported(row: curve.Row) -> None:
+        report(row)
+        if isinstance(codec, PixelCodec) and not trainer.rank:
+            draw_samples(trainer, codec)
+
+    trainer.run(reported, after_step)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if trainer.rank:
@@ -105,6 +115,17 @@ def train(
     weights.save(trainer.network, codec, target, facts)
     curve.write_csv(trainer.rows, target / "curve.csv")
     curve.write_png(trainer.rows, target / "curve.png", recipe.name)
+
+
+def draw_samples(trainer: Trainer, codec: PixelCodec) -> None:
+    """What an image model draws by now, into the run's folder: samples-STEP.png, a label a column."""
+    latest = trainer.folder / "latest"
+    weights.save(trainer.network, codec, latest, {"steps": trainer.steps_done})
+    labels = codec.labels or [""]
+    prompts = [[codec.condition(label)] for _ in range(SAMPLE_ROWS) for label in labels]
+    runtime = open_runtime(Checkpoint(latest), len(prompts), threads=1)
+    sheet = pixels.sheet(draw_together(runtime, codec, prompts), columns=len(labels), scale=3)
+    (trainer.folder / f"samples-{trainer.steps_done}.png").write_bytes(pixels.to_png(sheet))
 
 
 def fit_minutes(name: str, corpus: str, minutes: float, seed: int = 0) -> Recipe:

@@ -1,4 +1,4 @@
-"""``aft serve | generate | train | eval``. What a command needs is imported when it runs."""
+"""``aft serve | generate | train | eval | bench | data``. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -149,6 +149,36 @@ def evaluate(
         wanted = [int(depth) for depth in depths.split(",") if depth]
         run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot)
     except (ValueError, DataError, _checkpoint_error()) as error:
+        raise fail(str(error)) from None
+
+
+@app.command("bench")
+def bench(
+    what: Annotated[str, typer.Argument(help="decode, prefill or images.")],
+    model: Annotated[str, typer.Option(help="Name of the checkpoint.")] = "shakespeare",
+    sizes: Annotated[
+        str | None, typer.Option(help="Streams side by side, or lengths of a prompt, by commas; 1,4,16,64,256.")
+    ] = None,
+    depths: Annotated[str, typer.Option(help="Positions consumed before, by commas (decode).")] = "0",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0: a good number.")] = 0,
+    runtime: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    checkpoints: Checkpoints = Path("checkpoints"),
+) -> None:
+    """Measure a runtime in process, beside what this machine could reach at most."""
+    from model.runtime.choice import RuntimeMissingError
+    from service.benching import run
+
+    usual = {"decode": "1,4,16,64,256", "prefill": "64,512,4096", "images": "1,16,64"}
+    try:
+        if what not in usual or runtime not in ("auto", "native", "torch"):
+            raise ValueError(f"it is {', '.join(usual)}, on auto, native or torch; not {what} on {runtime}")
+        wanted = [int(size) for size in (sizes or usual[what]).split(",")]
+        after = [int(depth) for depth in depths.split(",")]
+        if min(wanted) < 1 or min(after) < 0:
+            raise ValueError("sizes are at least 1 and depths at least 0")
+        run(what, checkpoints / model, wanted, after, threads, runtime, json_file)  # type: ignore[arg-type]
+    except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
 
 

@@ -68,6 +68,9 @@ def test_train_evaluate_draw(folder: Path, tmp_path: Path) -> None:
     aft("eval", "squares", "--json", tmp_path / "bits.json", *places)
     bits = json.loads((tmp_path / "bits.json").read_text())
     assert bits["bits_per_dimension"] < 1.0
+    for step in (75, 150):  # two labels, four rows of pictures of 4 pixels, a gap of one, three times as large
+        with Image.open(tmp_path / "runs" / "squares" / f"samples-{step}.png") as sheet:
+            assert sheet.size == (33, 63)
     assert bits["bits_per_dimension"] < bits["bits_per_dimension_without_condition"] + 0.2
     assert bits["webp_bits_per_dimension"] > 0
     assert bits["pictures"] > 0

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "measure.h"
 #include "runtime.h"
 
 namespace nb = nanobind;
@@ -149,6 +150,8 @@ NB_MODULE(_kernel, m) {
         .def_prop_ro("target", [](const Kernel& k) { return std::string(k.runtime_.target()); })
         .def_prop_ro("threads", [](const Kernel& k) { return k.runtime_.threads(); });
     m.def("targets", &usable_targets, "Instruction sets that this build and this processor have, the best first.");
+    m.def("bandwidth", &bandwidth, "target"_a, "threads"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("flops", &flops, "target"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("uniform", &uniform, "seed"_a, "sample"_a, "position"_a);
     m.def("philox", [](std::vector<uint32_t> counter, uint32_t k, uint32_t m) {
         philox(counter.data(), k, m);

@@ -3,7 +3,7 @@
 namespace aft {
 namespace {
 
-constexpr int SPINS = 4000;  // some tens of microseconds
+constexpr int SPINS = 400;  // some microseconds: a pause takes 40 to 140 cycles
 
 inline void pause() {
 #if defined(__x86_64__)

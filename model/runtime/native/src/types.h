@@ -77,10 +77,17 @@ using Forward = void (*)(const Model&, const Row*, int32_t rows, int32_t logit_r
 // exp of float32 values by the kernel's own polynomial: tables are made with it
 using Exp = void (*)(const float* x, float* y, int64_t count);
 
+// For `aft bench`: read floats, and multiply small matrices that stay in the nearest cache.
+using Read = float (*)(const float* x, int64_t count);
+using Matmul = void (*)(const Matrix& w, int32_t first, int32_t last, const float* x, int64_t x_stride, int32_t rows,
+                        float* y, int64_t y_stride);
+
 struct Target {
     const char* name;
     Forward forward;
     Exp exp;
+    Read read;
+    Matmul matmul;
 };
 
 }  // namespace aft
