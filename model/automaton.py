@@ -22,6 +22,11 @@ class Automaton:
 
     next: NDArray[np.int32]  # (states, V)
 
+    def __post_init__(self) -> None:
+        """ValueError for a table that leads to a state it does not have."""
+        if self.next.ndim != 2 or not FORBIDDEN <= self.next.min() <= self.next.max() < len(self.next):
+            raise ValueError(f"an automaton's table {self.next.shape} leads outside its states")
+
 
 def stops(token_bytes: Sequence[bytes], strings: Sequence[bytes], end: int, *, ignore_end: bool) -> Automaton:
     """Stop where any of the strings is complete, across any token borders, or at the end symbol.

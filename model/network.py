@@ -25,7 +25,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         hidden = self.up(x)
-        y: Tensor = self.down(F.relu(hidden).square() if self.squared_relu else F.gelu(hidden))
+        y: Tensor = self.down(F.relu(hidden).square() if self.squared_relu else F.gelu(hidden, approximate="tanh"))
         return y
 
 

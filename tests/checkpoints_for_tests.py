@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def pictures(folder: Path, seed: int = 0, **changes: Any) -> Path:
     raster = Raster(height=4, width=4)
     shape = {"raster": raster.model_dump(), "max_model_len": raster.size}
     return write(folder, PixelCodec(raster, ["blue", "red"], ["plain"]), seed, **shape, **changes)
+
+
+def of_config(folder: Path, config: ModelConfig, change: Callable[[Network], object] | None = None) -> Path:
+    """A model of any shape, of bytes or pictures, whatever vocabulary the config names; ``change`` its weights."""
+    codec: Codec = Bytes() if config.raster is None else PixelCodec(config.raster, ["blue", "red"], ["plain"])
+    network = random_network(config.model_copy(update={"vocab_size": codec.vocab_size}))
+    if change is not None:
+        change(network)
+    weights.save(network, codec, folder, {"corpus": "none", "steps": 0})
+    return folder
 
 
 def opened(folder: Path) -> Checkpoint:

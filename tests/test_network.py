@@ -62,8 +62,10 @@ def plain(network: Network, tokens: torch.Tensor) -> torch.Tensor:
         mixed = oracle(k, v, aft.bias).flatten(2)
         x = x + ((h @ weight(aft.q).T).sigmoid() * mixed) @ weight(aft.o).T
         hidden = norm(block.norm_mlp, x) @ weight(block.mlp.up).T + block.mlp.up.bias.detach().double()
+        # GELU in the form that needs no error function (Hendrycks and Gimpel 2016, section 2)
+        bent = (math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)).tanh()
         squared = config.activation == "squared_relu"
-        hidden = hidden.clamp(min=0).square() if squared else 0.5 * hidden * (1 + (hidden / math.sqrt(2)).erf())
+        hidden = hidden.clamp(min=0).square() if squared else 0.5 * hidden * (1 + bent)
         x = x + hidden @ weight(block.mlp.down).T + block.mlp.down.bias.detach().double()
     return norm(network.norm, x) @ weight(network.head).T
 

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import checkpoints_for_tests as tiny
 import numpy as np
 import pytest
 import torch
+from jobs_for_tests import forge, one, prompt, rehash, same
 
 from model import weights
 from model.automaton import ACCEPT, Automaton, stops
@@ -59,26 +59,6 @@ def runtime(shared: EagerRuntime) -> EagerRuntime:
 def ending(ending_folder: Path) -> EagerRuntime:
     """A runtime whose streams end."""
     return EagerRuntime(tiny.opened(ending_folder), 3)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    """Random bytes."""
-    return np.random.default_rng(seed).integers(0, 256, length).tolist()
-
-
-def one(runtime: EagerRuntime, job: Job) -> Done:
-    """A job alone."""
-    (done,) = runtime.run([job])
-    return done
-
-
-def same(a: Done, b: Done) -> None:
-    """Equal in every field, bit for bit, the logits too."""
-    assert (a.logits is None) == (b.logits is None)
-    if a.logits is not None and b.logits is not None:
-        assert a.logits.dtype == b.logits.dtype == np.float32
-        np.testing.assert_array_equal(a.logits, b.logits)
-    assert dataclasses.replace(a, logits=None) == dataclasses.replace(b, logits=None)
 
 
 def mixed_jobs(order: Sequence[int]) -> list[Job]:
@@ -544,21 +524,6 @@ def test_state_bytes_say_what_a_state_holds(runtime: EagerRuntime) -> None:
     assert runtime.state_bytes < exported < runtime.state_bytes + 512
     runtime.run([Job(0, prompt(900))])
     assert abs(len(runtime.export(0)) - 5 * runtime.vocab_size - exported) < 8  # more digits of the position
-
-
-def forge(state: bytes, change: Callable[[dict[str, Any]], object], body: bytes | None = None) -> bytes:
-    """Change the head, or replace the arrays, and make the hash right."""
-    (size,) = struct.unpack_from("<I", state, 8)
-    facts = json.loads(state[12 : 12 + size])
-    change(facts)
-    head = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
-    content = state[:8] + struct.pack("<I", len(head)) + head + (state[12 + size : -32] if body is None else body)
-    return content + sha256(content).digest()
-
-
-def rehash(content: bytes) -> bytes:
-    """Any content with its hash."""
-    return content + sha256(content).digest()
 
 
 def test_forge_changes_nothing_by_itself(runtime: EagerRuntime) -> None:

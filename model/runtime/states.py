@@ -36,7 +36,7 @@ def unpack(state: bytes) -> tuple[dict[str, object], bytes]:
     (size,) = struct.unpack_from("<I", content, len(MAGIC))
     try:
         facts = json.loads(content[start : start + size])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateError("the state's head cannot be read") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise StateError(f"the state has another format than {FORMAT}")
