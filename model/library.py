@@ -1,0 +1,137 @@
+"""Models in process: ``model.load("shakespeare")``. Text in; text, tokens, log-probabilities and states out."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.automaton import stops
+from model.checkpoint import Checkpoint
+from model.runtime.base import Draw, Job, Runtime, StateError
+from model.runtime.choice import Wanted, open_runtime
+from model.sampling import SamplingParams
+
+PROBE = 0  # the slot that looks ahead for others
+
+
+class Text:
+    """A text model and ``num_streams`` places for streams. Not for several threads at once."""
+
+    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
+        self.name, self.tokenizer, self.runtime = checkpoint.name, checkpoint.tokenizer, runtime
+        self.free = list(range(1, runtime.num_slots))
+
+    def stream(self, state: bytes | None = None) -> Stream:
+        """A new stream, or one that goes on from an exported state.
+
+        RuntimeError where no place is free, StateError where the bytes are no state of this model.
+        """
+        if not self.free:
+            raise RuntimeError(f"all {self.runtime.num_slots - 1} streams are in use: close one")
+        slot = self.free.pop()
+        try:
+            return Stream(self, slot, state)
+        except StateError:
+            self.free.append(slot)
+            raise
+
+
+class Stream:
+    """One text that grows. What was written or given last is consumed with the next call, so a state never waits."""
+
+    def __init__(self, model: Text, slot: int, state: bytes | None) -> None:
+        self._model, self._slot = model, slot
+        self._pending = [model.tokenizer.begin]  # known and not yet consumed; never empty
+        if state is None:
+            model.runtime.reset(slot)
+        else:
+            self._restore(state)
+
+    @property
+    def position(self) -> int:
+        """Tokens of the stream, the begin symbol included."""
+        return self._model.runtime.position(self._slot) + len(self._pending)
+
+    def feed(self, text: str) -> None:
+        """Add text. ValueError for unpaired surrogates."""
+        self._pending += self._model.tokenizer.encode(text)
+
+    def write(
+        self,
+        max_tokens: int,
+        *,
+        params: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        ignore_end: bool = False,
+    ) -> list[int]:
+        """Draw up to ``max_tokens`` tokens; they are part of the stream. Decode them with ``model.tokenizer``."""
+        tokenizer = self._model.tokenizer
+        automaton = stops(tokenizer.token_bytes, [s.encode() for s in stop], tokenizer.end, ignore_end=ignore_end)
+        draw = Draw(params or SamplingParams(), max_tokens, automaton)
+        (done,) = self._model.runtime.run([Job(self._slot, self._pending, draw=draw)])
+        self._pending = done.drawn[-1:] or self._pending[-1:]
+        return done.drawn
+
+    def logits(self) -> NDArray[np.float32]:
+        """Of the next token (V,); the stream stays where it is."""
+        self._model.runtime.copy(self._slot, [PROBE])
+        (done,) = self._model.runtime.run([Job(PROBE, self._pending, logits="last")])
+        assert done.logits is not None
+        return done.logits
+
+    def logprobs(self, text: str) -> list[float]:
+        """Log-probability (natural) of each token of ``text``, were it next; the stream stays where it is."""
+        targets = self._model.tokenizer.encode(text)
+        if not targets:
+            return []
+        self._model.runtime.copy(self._slot, [PROBE])
+        before = self._pending[:-1]
+        jobs = [Job(PROBE, before)] if before else []
+        jobs.append(Job(PROBE, [self._pending[-1], *targets[:-1]], targets))
+        return [self._model.runtime.run([job])[0] for job in jobs][-1].target_logprobs
+
+    def export(self) -> bytes:
+        """The stream as bytes: go on from them in any process that has the same model."""
+        head = json.dumps(self._pending, separators=(",", ":")).encode()
+        return struct.pack("<I", len(head)) + head + self._model.runtime.export(self._slot)
+
+    def fork(self) -> Stream:
+        """Another stream with the same past."""
+        return self._model.stream(self.export())
+
+    def close(self) -> None:
+        """Give the place back."""
+        if self._slot != PROBE:
+            self._model.free.append(self._slot)
+            self._slot = PROBE
+
+    def _restore(self, state: bytes) -> None:
+        try:
+            (size,) = struct.unpack_from("<I", state)
+            pending = json.loads(state[4 : 4 + size])
+        except (struct.error, ValueError, RecursionError) as error:
+            raise StateError("these bytes are no exported stream") from error
+        known = range(self._model.runtime.vocab_size)
+        if not isinstance(pending, list) or not pending or not all(type(t) is int and t in known for t in pending):
+            raise StateError("the stream's last tokens are none of this model's")
+        self._model.runtime.restore(self._slot, state[4 + size :])
+        self._pending = pending
+
+
+def load(
+    name: str | Path, *, num_streams: int = 8, threads: int = 0, runtime: Wanted = "auto",
+    checkpoints: Path = Path("checkpoints"),
+) -> Text:  # fmt: skip
+    """A text model by its folder, or by its name under ``checkpoints``.
+
+    CheckpointError where there is none, or one of images; RuntimeMissingError where nothing can run it.
+    """
+    folder = Path(name)
+    checkpoint = Checkpoint(folder if (folder / "config.json").exists() else checkpoints / name)
+    _ = checkpoint.tokenizer  # an image model is refused before its weights are read
+    return Text(checkpoint, open_runtime(checkpoint, num_streams + 1, threads=threads, wanted=runtime))

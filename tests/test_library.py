@@ -1,0 +1,119 @@
+"""Models in process: the documented page runs, and streams are what a runtime says they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints_for_tests as tiny
+import numpy as np
+import pytest
+
+import model
+from model.checkpoint import CheckpointError
+from model.runtime.base import Job, StateError
+from model.runtime.choice import open_runtime
+from model.sampling import SamplingParams, log_softmax
+
+ROOT = Path(__file__).parents[1]
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> model.Text:
+    """A tiny model with three places."""
+    return model.load(tiny.characters(tmp_path_factory.mktemp("library") / "tiny"), num_streams=3)
+
+
+@pytest.fixture
+def stream(loaded: model.Text) -> Iterator[model.Stream]:
+    """A stream with a past."""
+    made = loaded.stream()
+    made.feed("Speak, ")
+    yield made
+    made.close()
+
+
+def test_the_page_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/library.md, block after block."""
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(), re.DOTALL):
+        exec(block, names)
+    assert "bits for 'the'" in capsys.readouterr().out
+
+
+def test_logits_and_logprobs_are_the_runtimes(loaded: model.Text, stream: model.Stream) -> None:
+    """Those of one job with the whole text; looking moves nothing."""
+    ids = [loaded.tokenizer.begin, *loaded.tokenizer.encode("Speak, ")]
+    more = loaded.tokenizer.encode("all")
+    wanted = log_softmax(stream.logits())
+    assert stream.position == len(ids)
+    first, *others = stream.logprobs("all")
+    assert first == pytest.approx(wanted[more[0]], abs=1e-9)
+    loaded.runtime.reset(0)
+    (done,) = loaded.runtime.run([Job(0, [*ids, *more[:-1]], logits="all")])
+    assert done.logits is not None
+    rows = log_softmax(done.logits)[len(ids) - 1 :]
+    assert [first, *others] == pytest.approx([rows[i, token] for i, token in enumerate(more)], abs=1e-9)
+    assert stream.logprobs("") == []
+
+
+def test_a_stream_forks_and_moves(loaded: model.Text, stream: model.Stream) -> None:
+    """Its twin and its copy in another place write what it writes; what was written is part of it."""
+    written = stream.write(5, params=GREEDY)
+    twin, state = stream.fork(), stream.export()
+    assert stream.position == twin.position
+    assert stream.write(7, params=GREEDY) == twin.write(7, params=GREEDY)
+    twin.close()
+    later = loaded.stream(state)
+    whole = loaded.stream()
+    whole.feed("Speak, ")
+    assert later.write(7, params=GREEDY) == whole.write(12, params=GREEDY)[5:]
+    assert len(written) == 5
+    later.close()
+    whole.close()
+
+
+def test_places(loaded: model.Text) -> None:
+    """So many and no more; a closed one is free, once."""
+    others = [loaded.stream() for _ in range(3)]
+    with pytest.raises(RuntimeError, match="all 3 streams"):
+        loaded.stream()
+    others[0].close()
+    others[0].close()
+    others[0] = loaded.stream()
+    with pytest.raises(RuntimeError, match="all 3 streams"):
+        loaded.stream()
+    for other in others:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\xff\xff\xff\xff", b"\x02\0\0\0[]", b"\x05\0\0\0[999]", b"\x03\0\0\0[1]rest"]
+)
+def test_damaged_states(loaded: model.Text, damage: bytes) -> None:
+    """Refused by name, and no place is lost."""
+    free = len(loaded.free)
+    with pytest.raises(StateError):
+        loaded.stream(damage)
+    assert len(loaded.free) == free
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    """A name that nobody has, a model of images."""
+    with pytest.raises(CheckpointError, match="absent"):
+        model.load("absent", checkpoints=tmp_path)
+    tiny.pictures(tmp_path / "pics")
+    with pytest.raises(CheckpointError, match="image model"):
+        model.load("pics", checkpoints=tmp_path)
+
+
+def test_a_runtime_of_choice(tmp_path: Path) -> None:
+    """Torch where it is asked for: the same logits but for rounding."""
+    folder = tiny.characters(tmp_path / "tiny")
+    rows = [log_softmax(model.load(folder, runtime=name).stream().logits()) for name in ("auto", "torch")]
+    assert np.abs(rows[0] - rows[1]).max() < 0.1
+    assert open_runtime(tiny.opened(folder), 1, wanted="torch").name == "torch"
