@@ -182,6 +182,40 @@ def bench(
         raise fail(str(error)) from None
 
 
+@app.command()
+def conformance(
+    model: Annotated[str, typer.Argument(help="Name of the checkpoint.")],
+    write: Annotated[bool, typer.Option("--write", help="Store the hashes beside the model.")] = False,
+    deepest: Annotated[int, typer.Option(min=1000, help="Compare hashes up to this position.")] = 100_000,
+    checkpoints: Checkpoints = Path("checkpoints"),
+) -> None:
+    """Compare the native runtime's logits on this processor with the hashes stored beside a model."""
+    import json
+
+    from model import conformance as stored
+    from model.checkpoint import Checkpoint
+    from model.runtime.choice import RuntimeMissingError, open_runtime
+
+    folder = checkpoints / model
+    try:
+        checkpoint = Checkpoint(folder)
+        runtime = open_runtime(checkpoint, 1, wanted="native")
+        if write:
+            stored.write(folder, runtime)
+        kept = json.loads((folder / stored.FILE).read_text())
+        found = stored.digests(checkpoint, runtime, deepest)
+    except FileNotFoundError:
+        raise fail(f"{model} has no {stored.FILE}: aft conformance {model} --write") from None
+    except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
+        raise fail(str(error)) from None
+    if kept["fingerprint"] != runtime.fingerprint:
+        raise fail(f"the hashes of {model} are of other weights or another numerics")
+    wrong = [depth for depth, digest in found.items() if kept["logits_sha256"].get(depth) != digest]
+    if wrong:
+        raise fail(f"{runtime.isa}: the logits after {', '.join(wrong)} positions are not those of the stored hashes")
+    typer.echo(f"{runtime.isa}: the logits after {', '.join(found)} positions are the stored ones")
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Look at data.")
 app.add_typer(data_app, name="data")
 

@@ -1,0 +1,53 @@
+"""What a native runtime must compute, to the bit: hashes of a model's logits after a fixed text, stored beside it.
+
+The text is numbers from Philox below the vocabulary's size, so that any machine can make it. A hash covers the last
+position's logits: they depend on every bit of the state, and so on everything before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from model.checkpoint import Checkpoint
+from model.pixels import NUM_VALUES, PixelCodec
+from model.runtime.base import Job, Runtime
+from model.sampling import uniform
+
+FILE = "conformance.json"
+DEPTHS = (1_000, 10_000, 100_000)
+CHUNK = 512
+
+
+def text(checkpoint: Checkpoint, count: int) -> list[int]:
+    """``count`` ids that begin as a stream of this model does."""
+    if isinstance(checkpoint.codec, PixelCodec):
+        first, size = checkpoint.codec.condition(), NUM_VALUES
+    else:
+        first, size = checkpoint.codec.begin, checkpoint.codec.vocab_size
+    return [first, *(int(uniform(0, 0, position) * size) for position in range(1, count))]
+
+
+def digests(checkpoint: Checkpoint, runtime: Runtime, deepest: int = DEPTHS[-1]) -> dict[str, str]:
+    """sha256 of the logits (float32, little-endian) after so many positions; of the whole image for an image model."""
+    end = checkpoint.config.model.max_model_len
+    depths = sorted({min(depth, end or depth) for depth in DEPTHS if depth <= deepest})
+    tokens = text(checkpoint, depths[-1])
+    runtime.reset(0)
+    found, at = {}, 0
+    for depth in depths:
+        while at < depth:
+            part = tokens[at : min(at + CHUNK, depth)]
+            (done,) = runtime.run([Job(0, part, logits="last")])
+            at += len(part)
+        assert done.logits is not None
+        found[str(depth)] = hashlib.sha256(done.logits.astype("<f4").tobytes()).hexdigest()
+    return found
+
+
+def write(folder: Path, runtime: Runtime) -> None:
+    """Store what this runtime computes."""
+    checkpoint = Checkpoint(folder)
+    facts = {"fingerprint": runtime.fingerprint, "logits_sha256": digests(checkpoint, runtime)}
+    (folder / FILE).write_text(json.dumps(facts, indent=2) + "\n")

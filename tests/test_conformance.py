@@ -1,0 +1,57 @@
+"""The shipped models' logits, to the bit, on every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import checkpoints_for_tests as tiny
+import native_for_tests  # noqa: F401 (skips where the kernel is not built)
+import pytest
+from typer.testing import CliRunner
+
+from model import conformance
+from model.checkpoint import Checkpoint, find
+from model.runtime.native._kernel import targets
+from model.runtime.native.runtime import NativeRuntime
+from service.cli import app
+
+SHIPPED = find(Path(__file__).parents[1] / "checkpoints")
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("target", targets())
+def test_shipped_models(folder: Path, target: str) -> None:
+    """The hashes beside the model; the best instruction set goes ten times as deep."""
+    checkpoint = Checkpoint(folder)
+    runtime = NativeRuntime(checkpoint, 1, threads=1, target=target)
+    stored = json.loads((folder / conformance.FILE).read_text())
+    assert stored["fingerprint"] == runtime.fingerprint, "aft conformance NAME --write, if other bits are meant"
+    found = conformance.digests(checkpoint, runtime, 10_000 if target == targets()[0] else 1_000)
+    assert found.items() <= stored["logits_sha256"].items()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Writes, compares, and says what differs."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = ["conformance", "m", "--checkpoints", str(tmp_path), "--deepest", "1000", *arguments]
+        result = CliRunner().invoke(app, command)
+        return result.exit_code, result.output
+
+    folder = tiny.characters(tmp_path / "m")
+    assert run() == (1, "aft: m has no conformance.json: aft conformance m --write\n")
+    assert run("--write")[0] == 0
+    status, said = run()
+    assert status == 0
+    assert "after 1000 positions are the stored ones" in said
+    kept = json.loads((folder / conformance.FILE).read_text())
+    kept["logits_sha256"]["1000"] = "0" * 64
+    (folder / conformance.FILE).write_text(json.dumps(kept))
+    status, said = run()
+    assert status == 1
+    assert "after 1000 positions are not those of the stored hashes" in said
+    tiny.characters(folder, seed=1)
+    status, said = run()
+    assert status == 1
+    assert "of other weights" in said
