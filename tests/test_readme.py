@@ -61,17 +61,19 @@ def shell(command: str, **changes: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("port-8000")
-def test_the_first_command_serves_and_the_examples_run() -> None:
-    """`make serve`, then curl, the openai client, and `aft generate`."""
+def test_the_first_command_serves_and_the_examples_run(tmp_path: Path) -> None:
+    """`make serve`, then curl, the openai client for text and an image, and `aft generate`."""
     assert "    make serve\n" in README
     curl, generate, _ = blocks("sh")
-    (client,) = blocks("python")
+    client, painter = blocks("python")
     with running(["make", "serve"]):
         events = shell(curl)
         assert events.startswith("data: {")
         assert events.endswith("data: [DONE]\n\n")
         done = subprocess.run([sys.executable, "-c", client], capture_output=True, text=True, check=True, timeout=120)
         assert len(done.stdout) == 200
+        subprocess.run([sys.executable, "-c", painter], cwd=tmp_path, check=True, timeout=120)
+        assert (tmp_path / "food.png").read_bytes().startswith(b"\x89PNG")
     assert len(shell(generate)) == 201
 
 

@@ -1,0 +1,106 @@
+"""What a text stream feels of images that are drawn beside it, over HTTP.
+
+    .venv/bin/python benchmarks/text_beside_images.py --json benchmarks/results/text_beside_images.json
+
+Streams text alone, beside one image after another, and beside ten at a time; events' gaps as the client sees them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+
+PORT = 8765
+URL = f"http://127.0.0.1:{PORT}"
+CHARACTERS, ROUNDS = 20_000, 5
+
+
+def text() -> tuple[float, list[float]]:
+    """Characters a second, and the gaps between events in seconds, of one stream."""
+    body = {"model": "shakespeare", "prompt": "", "max_tokens": CHARACTERS, "stream": True, "seed": 1}
+    gaps, began = [], time.perf_counter()
+    last = began
+    with httpx.stream("POST", f"{URL}/v1/completions", json=body, timeout=120) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                now = time.perf_counter()
+                gaps.append(now - last)
+                last = now
+    return CHARACTERS / (last - began), gaps[1:]
+
+
+def draw(count: int, end: threading.Event, drawn: list[float]) -> None:
+    """Images, ``count`` at a time, until told to end; appends the seconds of each request."""
+    while not end.is_set():
+        began = time.perf_counter()
+        body = {"model": "emoji", "prompt": "", "n": count}
+        httpx.post(f"{URL}/v1/images/generations", json=body, timeout=120).raise_for_status()
+        drawn.append(time.perf_counter() - began)
+
+
+def measure(count: int) -> dict[str, float]:
+    """Medians of some rounds beside ``count`` images at a time."""
+    rates: list[float] = []
+    gaps: list[float] = []
+    drawn: list[float] = []
+    for _ in range(ROUNDS):
+        end = threading.Event()
+        painter = threading.Thread(target=draw, args=(count, end, drawn))
+        if count:
+            painter.start()
+            time.sleep(0.2)
+        rate, more = text()
+        end.set()
+        if count:
+            painter.join()
+        rates.append(rate)
+        gaps += more
+    gaps.sort()
+    return {
+        "images_at_a_time": count,
+        "characters_per_second": statistics.median(rates),
+        "low": min(rates),
+        "high": max(rates),
+        "gap_ms_p50": 1000 * gaps[len(gaps) // 2],
+        "gap_ms_p99": 1000 * gaps[len(gaps) * 99 // 100],
+        "seconds_per_request_of_images": statistics.median(drawn) if drawn else 0.0,
+    }
+
+
+def main() -> None:
+    """Serve, measure, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    aft = Path(sys.executable).with_name("aft")
+    server = subprocess.Popen([aft, "serve", "--port", str(PORT)], env={**os.environ, "AFT_LOG_LEVEL": "warning"})
+    try:
+        for _ in range(600):
+            try:
+                if httpx.get(f"{URL}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        text()
+        rows = [measure(count) for count in (0, 1, 10)]
+    finally:
+        server.terminate()
+        server.wait(60)
+    for row in rows:
+        print({key: round(value, 2) for key, value in row.items()})
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
