@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.automaton import ACCEPT, FORBIDDEN, stops
+from model.automaton import ACCEPT, FORBIDDEN, Automaton, stops
 from model.tokenizer import Bytes, train_characters
 
 BEGIN, END = 0, 1
@@ -82,3 +83,10 @@ def test_real_tokenizers(stop: str, text: str) -> None:
 
 
 CHARACTERS = train_characters("abé\n")
+
+
+@pytest.mark.parametrize("table", [[[0, 2]], [[0, -2]], [[0, 1]]])
+def test_a_table_that_leads_outside_is_refused(table: list[list[int]]) -> None:
+    """A kernel would read another's memory there."""
+    with pytest.raises(ValueError, match="leads outside"):
+        Automaton(np.array(table, np.int32))

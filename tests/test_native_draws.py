@@ -225,6 +225,8 @@ BAD: dict[str, tuple[Job, str]] = {
     "target": (Job(1, [1], [999]), "slot 1: token 999 is outside"),
     "number of targets": (Job(1, [1, 2], [1]), "slot 1: 1 targets for 2 tokens"),
     "max_new": (Job(1, [1], draw=dataclasses.replace(HOW, max_new=0)), "slot 1: max_new is 0, at least 1"),
+    "max_new beyond 31 bits": (Job(1, [1], draw=dataclasses.replace(HOW, max_new=2**31)), "max_new is 2147483648"),
+    "top": (Job(1, [1], draw=dataclasses.replace(HOW, top=-1)), "slot 1: top is -1, at least 0"),
     "automaton": (Job(1, [1], draw=dataclasses.replace(HOW, automaton=automaton(5))), "is of another vocabulary"),
     "automaton of few states": (Job(2, [1], draw=dataclasses.replace(HOW, automaton=automaton(258))), "fewer states"),
     "bias": (Job(1, [1], draw=Draw(SamplingParams(logit_bias={258: 1.0}), 1)), "logit_bias names 258"),

@@ -141,8 +141,8 @@ def _check_job(job: Job, runtime: Runtime) -> None:
 def _check_draw(slot: int, draw: Draw, runtime: Runtime) -> None:
     if not 1 <= draw.max_new < 2**31:
         raise JobError(f"slot {slot}: max_new is {draw.max_new}, at least 1 is needed, and less than 2^31")
-    if not 0 <= draw.top <= runtime.vocab_size:
-        raise JobError(f"slot {slot}: top is {draw.top}, the vocabulary has {runtime.vocab_size} ids")
+    if not 0 <= draw.top < 2**31:
+        raise JobError(f"slot {slot}: top is {draw.top}, at least 0 is needed, and less than 2^31")
     if draw.automaton is not None and draw.automaton.next.shape[1] != runtime.vocab_size:
         raise JobError(f"slot {slot}: the automaton is of another vocabulary")
     bad = [token for token in draw.params.logit_bias if not 0 <= token < runtime.vocab_size]
