@@ -40,7 +40,7 @@ class NativeRuntime:
         arrays = weights.bands(stored, config)
         last = -1 if self.max_position is None else self.max_position
         try:
-            self._kernel = Kernel(_shape(config), arrays, num_slots, last, threads, target)
+            self._kernel = Kernel(kernel_shape(config), arrays, num_slots, last, threads, target)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.name}: {error}") from None
         self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {NUMERICS}".encode()).hexdigest()
@@ -115,7 +115,8 @@ class NativeRuntime:
         return slot
 
 
-def _shape(config: ModelConfig) -> dict[str, int]:
+def kernel_shape(config: ModelConfig) -> dict[str, int]:
+    """The fields of ``Shape`` in src/runtime.h, in their order."""
     places = 1
     if config.bias == "absolute":
         places = config.max_model_len or 1
