@@ -21,7 +21,7 @@ import httpx
 
 PORT = 8765
 URL = f"http://127.0.0.1:{PORT}"
-CHARACTERS, ROUNDS = 20_000, 5
+CHARACTERS, ROUNDS = 5_000, 5
 
 
 def text() -> tuple[float, list[float]]:

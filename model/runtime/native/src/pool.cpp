@@ -3,7 +3,7 @@
 namespace aft {
 namespace {
 
-constexpr int SPINS = 400;  // some microseconds: a pause takes 40 to 140 cycles
+constexpr int SPINS = 2000;  // about a tenth of a millisecond: a sleeper is slow to wake, and the others then sleep too
 
 inline void pause() {
 #if defined(__x86_64__)
