@@ -52,12 +52,12 @@ def serve(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "",
-    model: Annotated[str, typer.Option(help="Name of the checkpoint.")] = "shakespeare",
+    model: Annotated[str | None, typer.Option(help="Name of the checkpoint; shakespeare, for an image emoji.")] = None,
     image: Annotated[Path | None, typer.Option(help="Draw an image with an image model, into this PNG file.")] = None,
     label: Annotated[str, typer.Option("--class", help="What the image shows; empty: anything.")] = "",
     style: Annotated[str, typer.Option(help="The style of the image; empty: any.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.8,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0.8, for an image 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
@@ -72,9 +72,11 @@ def generate(
         if image is not None:
             from service.drawing import run
 
-            run(checkpoints / model, image, label, style, temperature, chosen)
+            warmth = 1.0 if temperature is None else temperature
+            run(checkpoints / (model or "emoji"), image, label, style, warmth, chosen)
             return
-        for part in stream(checkpoints / model, prompt, max_tokens, temperature=temperature, seed=chosen):
+        folder, warmth = checkpoints / (model or "shakespeare"), 0.8 if temperature is None else temperature
+        for part in stream(folder, prompt, max_tokens, temperature=warmth, seed=chosen):
             sys.stdout.write(part)
             sys.stdout.flush()
         sys.stdout.write("\n")

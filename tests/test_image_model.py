@@ -154,3 +154,12 @@ def test_contact_sheet(folder: Path, tmp_path: Path) -> None:
         CliRunner().invoke(app, ["data", "show", str(tmp_path / "one"), str(out), "--part", str(i)]) for i in range(3)
     ]
     assert sorted(result.exit_code for result in parts) == [0, 1, 1]
+
+
+def test_an_image_needs_no_name_of_a_model(tmp_path: Path) -> None:
+    """``--image`` alone draws with the shipped pixel model, at temperature 1."""
+    folder = tiny.pictures(tmp_path / "emoji")
+    aft("generate", "--image", tmp_path / "out.png", "--class", "red", "--seed", 4, "--checkpoints", tmp_path)
+    *_, wanted = draw(folder, "red", seed=4)
+    with Image.open(tmp_path / "out.png") as image:
+        assert (np.asarray(image) == wanted).all()
