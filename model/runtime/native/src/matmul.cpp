@@ -29,6 +29,7 @@ namespace {
 constexpr int WIDTH = AFT_WIDTH;         // lanes of a register
 constexpr int PARTS = LANES / WIDTH;     // registers of a block
 constexpr int ROWS = AFT_ROWS, BLOCKS = AFT_BLOCKS;
+constexpr int PAIRS = 64;  // of inputs, at a time: 16 KiB of weights where a tile has 4 blocks
 constexpr int BLOCKS_OF_ONE = PARTS > 2 ? 1 : 4;  // one row: enough sums side by side to hide an addition's latency
 
 typedef float V __attribute__((vector_size(WIDTH * 4)));
@@ -36,15 +37,22 @@ typedef uint32_t W __attribute__((vector_size(WIDTH * 4)));
 typedef float Vu __attribute__((vector_size(WIDTH * 4), aligned(4)));
 typedef uint32_t Wu __attribute__((vector_size(WIDTH * 4), aligned(4)));
 
+// Sums of R rows and B blocks over some pairs of inputs; ``more`` continues those that stand in y.
 template <int R, int B>
-inline void tile(const uint32_t* words, int64_t pairs, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
+inline void tile(const uint32_t* words, int64_t block, int64_t pairs, bool more, const float* x, int64_t x_stride,
+                 float* y, int64_t y_stride) {
     V sums[R][B * PARTS] = {};
+    if (more)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+            for (int i = 0; i < B * PARTS; ++i) sums[r][i] = *reinterpret_cast<const Vu*>(y + r * y_stride + i * WIDTH);
     for (int64_t p = 0; p < pairs; ++p) {
 #pragma GCC unroll 16
         for (int b = 0; b < B; ++b) {
 #pragma GCC unroll 16
             for (int i = 0; i < PARTS; ++i) {
-                W pair = *reinterpret_cast<const Wu*>(words + (b * pairs + p) * LANES + i * WIDTH);
+                W pair = *reinterpret_cast<const Wu*>(words + b * block + p * LANES + i * WIDTH);
                 V odd = (V)(pair & 0xffff0000u), even = (V)(pair << 16);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
@@ -55,38 +63,62 @@ inline void tile(const uint32_t* words, int64_t pairs, const float* x, int64_t x
             }
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-        for (int i = 0; i < B * PARTS; ++i)
-            *reinterpret_cast<Vu*>(y + r * y_stride + i * WIDTH) = sums[r][i];
+#pragma GCC unroll 16
+        for (int i = 0; i < B * PARTS; ++i) *reinterpret_cast<Vu*>(y + r * y_stride + i * WIDTH) = sums[r][i];
 }
 
-template <int R, int B>
-void rows_of(const Matrix& w, int32_t first, int32_t last, const float* x, int64_t x_stride, float* y,
-             int64_t y_stride) {
-    const int64_t block = int64_t(w.pairs) * LANES;
-    int32_t b = first;
-    for (; b + B <= last; b += B)
-        tile<R, B>(w.words + b * block, w.pairs, x, x_stride, y + (b - first) * LANES, y_stride);
-    for (; b < last; ++b) tile<R, 1>(w.words + b * block, w.pairs, x, x_stride, y + (b - first) * LANES, y_stride);
-}
+// One product: blocks first ... last of w with some rows of x.
+struct Product {
+    const Matrix& w;
+    const float* x;
+    int64_t x_stride;
+    float* y;
+    int64_t y_stride;
+
+    template <int R, int B>
+    void rows(int32_t row, int32_t blocks, int32_t block, int32_t first_pair, int32_t pairs) const {
+        const int64_t size = int64_t(w.pairs) * LANES;
+        const uint32_t* words = w.words + block * size + int64_t(first_pair) * LANES;
+        const float* in = x + row * x_stride + 2 * int64_t(first_pair);
+        float* out = y + row * y_stride;
+        int32_t b = 0;
+        for (; b + B <= blocks; b += B)
+            tile<R, B>(words + b * size, size, pairs, first_pair > 0, in, x_stride, out + b * LANES, y_stride);
+        for (; b < blocks; ++b)
+            tile<R, 1>(words + b * size, size, pairs, first_pair > 0, in, x_stride, out + b * LANES, y_stride);
+    }
+
+    // fewer rows than a tile has, R or less
+    template <int R>
+    void rest(int32_t count, int32_t row, int32_t blocks, int32_t block, int32_t first_pair, int32_t pairs) const {
+        if (count == R)
+            rows<R, BLOCKS>(row, blocks, block, first_pair, pairs);
+        else if constexpr (R > 1)
+            rest<R - 1>(count, row, blocks, block, first_pair, pairs);
+    }
+};
 
 }  // namespace
 
 void matmul(const Matrix& w, int32_t first, int32_t last, const float* x, int64_t x_stride, int32_t rows, float* y,
             int64_t y_stride) {
+    const Product product{w, x, x_stride, y, y_stride};
     if (rows == 1) {
-        rows_of<1, BLOCKS_OF_ONE>(w, first, last, x, x_stride, y, y_stride);
+        product.rows<1, BLOCKS_OF_ONE>(0, last - first, first, 0, w.pairs);
         return;
     }
-    // a few blocks of weights stay in the nearest cache while all rows pass over them
+    // some blocks and pairs of weights stay in the nearest cache while all rows pass over them
     for (int32_t b = first; b < last; b += BLOCKS) {
-        const int32_t end = b + BLOCKS < last ? b + BLOCKS : last;
-        float* out = y + (b - first) * LANES;
-        int32_t r = 0;
-        for (; r + ROWS <= rows; r += ROWS)
-            rows_of<ROWS, BLOCKS>(w, b, end, x + r * x_stride, x_stride, out + r * y_stride, y_stride);
-        for (; r < rows; ++r)
-            rows_of<1, BLOCKS>(w, b, end, x + r * x_stride, x_stride, out + r * y_stride, y_stride);
+        const int32_t blocks = b + BLOCKS < last ? BLOCKS : last - b;
+        const Product part{w, x, x_stride, y + (b - first) * LANES, y_stride};
+        for (int32_t p = 0; p < w.pairs; p += PAIRS) {
+            const int32_t pairs = p + PAIRS < w.pairs ? PAIRS : w.pairs - p;
+            int32_t r = 0;
+            for (; r + ROWS <= rows; r += ROWS) part.rows<ROWS, BLOCKS>(r, blocks, b, p, pairs);
+            part.rest<ROWS - 1>(rows - r, r, blocks, b, p, pairs);
+        }
     }
 }
 
