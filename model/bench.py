@@ -1,12 +1,14 @@
-"""`aft bench`: what a runtime reaches in process, beside what this machine could reach at most.
+"""`aft bench`: what a runtime reaches in process, beside what this machine could reach at most and beside its peers.
 
-A figure is the median of several runs, with their range. The limit of a decode step is the larger of two times: reading
-the weights and the streams' states once, at the bandwidth that a loop measures on so many bytes, and the products at
-the rate that the kernel itself reaches on data in the nearest cache.
+A figure is the median of several runs, with their range. What is compared runs by turns, so that a machine that slows
+down slows all of it. The limit of a decode step is the larger of two times: reading the weights and the streams' states
+once, at the bandwidth that a loop measures on so many bytes, and the arithmetic at the rates that the kernel itself
+reaches on data in the nearest cache.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import statistics
 import subprocess
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +36,7 @@ class Figure:
     """One measured rate."""
 
     what: str
+    who: str  # the runtime, or the peer
     streams: int
     depth: int  # positions consumed before
     per_second: float  # median
@@ -71,11 +75,16 @@ def matrix_parameters(config: ModelConfig) -> int:
     return config.num_layers * (mixing + 2 * config.mlp_ratio * config.dim**2) + config.vocab_size * config.dim
 
 
+def window_operations(config: ModelConfig) -> int:
+    """Of a position: each key of a window is two multiplications and two additions a channel."""
+    return 4 * config.num_layers * config.dim * config.window
+
+
 class Limits:
     """Most steps a second that this machine allows."""
 
     def __init__(self, runtime: Runtime, config: ModelConfig) -> None:
-        self._runtime, self._flops_each = runtime, 2 * matrix_parameters(config)
+        self._runtime, self._config = runtime, config
         self._flops = 0.0
         if runtime.name == "native":
             from model.runtime.native._kernel import flops
@@ -90,70 +99,135 @@ class Limits:
 
         size = self._runtime.weight_bytes + streams * self._runtime.state_bytes
         reading = size / bandwidth(self._runtime.isa, self._runtime.threads, size)
-        computing = streams * self._flops_each / self._flops
+        computing = streams * self._seconds_each()
         return streams / max(reading, computing), "reading" if reading > computing else "arithmetic"
 
     def prefill(self) -> tuple[float | None, str]:
         """Tokens a second."""
-        return (self._flops / self._flops_each, "arithmetic") if self._flops else (None, "")
+        return (1 / self._seconds_each(), "arithmetic") if self._flops else (None, "")
+
+    def _seconds_each(self) -> float:
+        # the window multiplies and adds apart, at half the rate of the products, which fuse them
+        operations = 2 * matrix_parameters(self._config) + 2 * window_operations(self._config)
+        return operations / self._flops
 
 
-def repeated(work: Callable[[], float]) -> list[float]:
-    """Rates of some runs, after one that warms up."""
-    work()
-    return [work() for _ in range(REPEATS)]
+class Contestant(Protocol):
+    """What is measured: the runtime itself, or a peer of as many parameters."""
+
+    name: str
+    max_depth: int | None  # positions that it can have consumed before; None: any number
+
+    def decode(self, streams: int, depth: int, steps: int) -> float:
+        """Tokens a second of so many streams, each ``steps`` long, after so many positions."""
+
+    def prefill(self, length: int) -> float:
+        """Tokens a second of one prompt, up to the logits after it."""
 
 
-def _figure(what: str, streams: int, depth: int, rates: Sequence[float], limit: tuple[float | None, str]) -> Figure:
-    return Figure(what, streams, depth, statistics.median(rates), min(rates), max(rates), *limit)
+class RuntimeContestant:
+    """A runtime with its slots."""
+
+    max_depth = None
+
+    def __init__(self, runtime: Runtime, name: str = "") -> None:
+        self.name, self.runtime = name or runtime.name, runtime
+        self._reached: dict[int, bytes] = {}
+
+    def _tokens(self, length: int) -> list[int]:
+        return np.random.default_rng(0).integers(0, self.runtime.vocab_size, length).tolist()
+
+    def _reach(self, depth: int) -> bytes:
+        """The state after so many positions: reached once."""
+        if depth not in self._reached:
+            tokens = self._tokens(CHUNK)
+            self.runtime.reset(0)
+            for left in range(depth, 0, -CHUNK):
+                self.runtime.run([Job(0, tokens[: min(left, CHUNK)])])
+            self._reached[depth] = self.runtime.export(0)
+        return self._reached[depth]
+
+    def decode(self, streams: int, depth: int, steps: int) -> float:
+        """Sampled at temperature 1."""
+        self.runtime.restore(0, self._reach(depth))
+        self.runtime.copy(0, range(1, streams))
+        jobs = [Job(slot, [1], draw=Draw(SamplingParams(seed=slot), steps)) for slot in range(streams)]
+        began = time.perf_counter()
+        done = self.runtime.run(jobs)
+        return sum(len(d.drawn) for d in done) / (time.perf_counter() - began)
+
+    def prefill(self, length: int) -> float:
+        """In chunks, as the service does."""
+        tokens = self._tokens(length)
+        self.runtime.reset(0)
+        began = time.perf_counter()
+        for at in range(0, length, CHUNK):
+            self.runtime.run([Job(0, tokens[at : at + CHUNK], logits="last")])
+        return length / (time.perf_counter() - began)
 
 
-def reach(runtime: Runtime, depth: int, vocab: int) -> None:
-    """Bring slot 0 to a position and copy it to all others."""
-    tokens = np.random.default_rng(0).integers(0, vocab, CHUNK).tolist()
-    runtime.reset(0)
-    left = depth
-    while left > 0:
-        runtime.run([Job(0, tokens[: min(left, CHUNK)])])
-        left -= CHUNK
-    runtime.copy(0, range(1, runtime.num_slots))
+def peers(folder: Path, checkpoint: Checkpoint, slots: int, threads: int) -> tuple[list[Contestant], list[str]]:
+    """Every ``FILE.py`` with an ``open_peer(checkpoint, slots, threads)``; and which are not installed, and why."""
+    found: list[Contestant] = []
+    missing = []
+    for path in sorted(folder.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        try:
+            found.append(module.open_peer(checkpoint, slots, threads))
+        except ImportError as error:
+            missing.append(f"{path.stem}: {error}")
+    return found, missing
 
 
-def decode(runtime: Runtime, limits: Limits, vocab: int, streams: Sequence[int], depths: Sequence[int]) -> list[Figure]:
-    """Tokens a second of so many streams, sampled at temperature 1, after so many positions."""
+def alternate(work: Sequence[Callable[[], float]]) -> list[list[float]]:
+    """Rates of each, taken by turns, after one of each that warms up."""
+    for each in work:
+        each()
+    rounds = [[each() for each in work] for _ in range(REPEATS)]
+    return [list(rates) for rates in zip(*rounds, strict=True)]
+
+
+def _figure(
+    what: str, who: str, streams: int, depth: int, rates: Sequence[float], limit: tuple[float | None, str]
+) -> Figure:
+    return Figure(what, who, streams, depth, statistics.median(rates), min(rates), max(rates), *limit)
+
+
+def decode(
+    own: Contestant, others: Sequence[Contestant], limits: Limits, streams: Sequence[int], depths: Sequence[int]
+) -> list[Figure]:
+    """Tokens a second of so many streams after so many positions. Peers run beyond depth 0 with one stream only."""
     figures = []
-    for depth in depths:
-        reach(runtime, depth, vocab)
-        start = runtime.export(0)
-        for count in streams:
+    for count in streams:
+        cases = [(own, depth) for depth in depths]
+        for peer in others:
+            reachable = [depth for depth in depths if peer.max_depth is None or depth <= peer.max_depth]
+            cases += [(peer, depth) for depth in reachable if depth == 0 or count == 1]
 
-            def run(burst: int, count: int = count, start: bytes = start) -> float:
-                for slot in range(count):
-                    runtime.restore(slot, start)
-                jobs = [Job(slot, [1], draw=Draw(SamplingParams(seed=slot), burst)) for slot in range(count)]
-                began = time.perf_counter()
-                done = runtime.run(jobs)
-                return sum(len(d.drawn) for d in done) / (time.perf_counter() - began)
+        def run(who: Contestant, depth: int, count: int = count) -> Callable[[], float]:
+            rate = who.decode(count, depth, 8)
+            steps = max(8, int(rate * SECONDS / count))
+            return lambda: who.decode(count, depth, steps)
 
-            burst = max(8, int(run(8) * SECONDS / count))
-            figures.append(_figure("decode", count, depth, repeated(lambda n=burst: run(n)), limits.decode(count)))  # type: ignore[misc]
+        limit = limits.decode(count)
+        for (who, depth), rates in zip(cases, alternate([run(*case) for case in cases]), strict=True):
+            figures.append(_figure("decode", who.name, count, depth, rates, limit if who is own else (None, "")))
     return figures
 
 
-def prefill(runtime: Runtime, limits: Limits, vocab: int, lengths: Sequence[int]) -> list[Figure]:
+def prefill(own: Contestant, others: Sequence[Contestant], limits: Limits, lengths: Sequence[int]) -> list[Figure]:
     """Prompt tokens a second, up to the logits of the last."""
     figures = []
     for length in lengths:
-        tokens = np.random.default_rng(0).integers(0, vocab, length).tolist()
-
-        def run(tokens: list[int] = tokens) -> float:
-            runtime.reset(0)
-            began = time.perf_counter()
-            for at in range(0, len(tokens), CHUNK):
-                runtime.run([Job(0, tokens[at : at + CHUNK], logits="last")])
-            return len(tokens) / (time.perf_counter() - began)
-
-        figures.append(_figure("prefill", 1, length, repeated(run), limits.prefill()))
+        cases = [own, *(peer for peer in others if peer.max_depth is None or length <= peer.max_depth)]
+        rates = alternate([lambda who=who, length=length: who.prefill(length) for who in cases])  # type: ignore[misc]
+        for who, each in zip(cases, rates, strict=True):
+            limit = limits.prefill() if who is own else (None, "")
+            figures.append(_figure("prefill", who.name, 1, length, each, limit))
     return figures
 
 
@@ -174,11 +248,11 @@ def images(checkpoint: Checkpoint, runtime: Runtime, limits: Limits, batches: Se
             return count / (time.perf_counter() - began)
 
         limit, bound = limits.decode(count)
-        rates = repeated(run)
-        figures.append(_figure("images", count, 0, rates, (limit / size if limit else None, bound)))
+        rates = alternate([run])[0]
+        figures.append(_figure("images", runtime.name, count, 0, rates, (limit / size if limit else None, bound)))
     return figures
 
 
-def as_json(runtime: Runtime, figures: Sequence[Figure]) -> dict[str, object]:
+def as_json(checkpoint: Checkpoint, runtime: Runtime, figures: Sequence[Figure]) -> dict[str, object]:
     """For machines."""
-    return {"machine": machine(runtime), "figures": [asdict(figure) for figure in figures]}
+    return {"model": checkpoint.name, "machine": machine(runtime), "figures": [asdict(figure) for figure in figures]}

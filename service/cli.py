@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,18 +159,20 @@ def evaluate(
 def bench(
     what: Annotated[str, typer.Argument(help="decode, prefill or images.")],
     model: Annotated[str, typer.Option(help="Name of the checkpoint.")] = "shakespeare",
+    random: Annotated[str | None, typer.Option(help="Random weights instead: LAYERSxCHANNELSxWINDOW.")] = None,
     sizes: Annotated[
         str | None, typer.Option(help="Streams side by side, or lengths of a prompt, by commas; 1,4,16,64,256.")
     ] = None,
     depths: Annotated[str, typer.Option(help="Positions consumed before, by commas (decode).")] = "0",
     threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0: a good number.")] = 0,
     runtime: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
+    peers: Annotated[Path | None, typer.Option(help="Folder of peers to measure beside: benchmarks/peers.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Measure a runtime in process, beside what this machine could reach at most."""
     from model.runtime.choice import RuntimeMissingError
-    from service.benching import run
+    from service.benching import Wish, random_model, run
 
     usual = {"decode": "1,4,16,64,256", "prefill": "64,512,4096", "images": "1,16,64"}
     try:
@@ -179,7 +182,11 @@ def bench(
         after = [int(depth) for depth in depths.split(",")]
         if min(wanted) < 1 or min(after) < 0:
             raise ValueError("sizes are at least 1 and depths at least 0")
-        run(what, checkpoints / model, wanted, after, threads, runtime, json_file)  # type: ignore[arg-type]
+        if peers is not None and not peers.is_dir():
+            raise ValueError(f"{peers} is no folder of peers")
+        wish = Wish(what, wanted, after, threads, runtime, peers, json_file)  # type: ignore[arg-type]
+        with nullcontext(checkpoints / model) if random is None else random_model(random) as folder:
+            run(folder, wish)
     except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
 

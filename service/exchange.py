@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service import errors, sse
-from service.request import Burst, Channel, Generation, Outcome, take
+from service.request import Burst, Channel, Ended, Generation, Outcome, take
 from service.state import Service
 
 log = logging.getLogger("aft.requests")
@@ -31,7 +31,6 @@ class Exchange:
         for generation in generations:
             generation.channel = self._channel
         self._engine.submit(*generations)
-        request.state.counted = True  # from here on the outcome is counted where the request ends
 
     async def bursts(self) -> AsyncGenerator[tuple[Generation, Burst]]:
         """What the engine gives, until all generations have ended.
@@ -112,14 +111,14 @@ class Exchange:
             phase = "decode" if begun is not None else "queued" if admitted is None else "prefill"
             metrics.disconnects.labels(model, phase).inc()
         now = time.perf_counter()
-        metrics.requests.labels(model, endpoint, outcome.value).inc()
         metrics.duration_seconds.labels(model, endpoint).observe(now - first.arrived)
+        ended = Ended(
+            model, outcome, first.num_prompt_tokens, sum(g.num_generated for g in self.generations), len(self.generations)
+        )
         if admitted is not None:
-            metrics.queue_seconds.labels(model, endpoint).observe(admitted - first.arrived)
+            ended.queue_seconds = admitted - first.arrived
+            metrics.queue_seconds.labels(model, endpoint).observe(ended.queue_seconds)
             if begun is not None:
+                ended.first_token_seconds = begun - first.arrived
                 metrics.prefill_seconds.labels(model, endpoint).observe(begun - admitted)
-        log.info(
-            "%s %s %s %s prompt=%d generated=%d seconds=%.3f",
-            self.request_id, endpoint, model, outcome.value, first.num_prompt_tokens,
-            sum(g.num_generated for g in self.generations), now - first.arrived,
-        )  # fmt: skip
+        self._request.state.ended = ended  # counted and logged where the request ends

@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.metrics import Metrics
-from service.request import Outcome
+from service.request import Ended, Outcome
 
 log = logging.getLogger("aft.requests")
 PROBES = ("/readyz", "/livez", "/metrics")
-# the endpoints' names in metrics; a request that is admitted is counted by its route under the same name
+# the endpoints' names in metrics
 POSTED = {
     "/v1/completions": "completions",
     "/v1/images/generations": "images_generations",
@@ -59,14 +59,16 @@ class Envelope:
         except Exception:  # a fault of ours, whatever it is; the process goes on
             log.exception("%s %s failed", request_id, scope["path"])
             if status:
+                self._count(scope, 500, state.get("ended"))
                 raise
             await errors.internal().response()(scope, receive, tagged)
-        if not state.get("counted") and scope["path"] not in PROBES:
-            self._count(scope, status)
+        if scope["path"] not in PROBES:
+            self._count(scope, status, state.get("ended"))
 
-    def _count(self, scope: Scope, status: int) -> None:
-        outcome = Outcome.STOP if status < 400 else Outcome.ERROR if status == 500 else Outcome.REJECTED
-        self._metrics.requests.labels("", _endpoint(scope), outcome.value).inc()
+    def _count(self, scope: Scope, status: int, ended: Ended | None) -> None:
+        refused = Outcome.STOP if status < 400 else Outcome.ERROR if status == 500 else Outcome.REJECTED
+        model, outcome = (ended.model, ended.outcome) if ended else ("", refused)
+        self._metrics.requests.labels(model, _endpoint(scope), outcome.value).inc()
 
 
 def _endpoint(scope: Scope) -> str:

@@ -21,6 +21,20 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     ERROR = "error"
+    TIMEOUT = "timeout"
+
+
+@dataclass(slots=True)
+class Ended:
+    """What is known of a request that was admitted, once it has ended: for its line in the log and its metrics."""
+
+    model: str
+    outcome: Outcome
+    prompt_tokens: int
+    generated_tokens: int
+    choices: int
+    queue_seconds: float | None = None  # None: it never got a slot
+    first_token_seconds: float | None = None  # None: it drew nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Positive = Annotated[int, Field(gt=0)]
@@ -27,8 +27,25 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="threads of the runtime; 0: the processors available for native, 1 for torch"
     )
+    api_keys: list[SecretStr] = Field([], description="keys that clients must send, as a JSON list; empty: none needed")
+    api_keys_file: Path | None = Field(
+        None, description="file of keys, a line `NAME:SHA256` each (`aft key NAME` makes one); beside `AFT_API_KEYS`"
+    )
+    rate_limit: str = Field("", description="requests of one key (of one address without keys), as `600/minute`")
+    max_choices_per_key: Annotated[int, Field(ge=0)] = Field(
+        0, description="choices of one key that hold a slot at once, per model; others wait; 0: any number"
+    )
+    allowed_hosts: list[str] = Field(
+        [], description="names of a Host header that are served without keys, beside loopback; `*`: any; a JSON list"
+    )
+    cors_origins: list[str] = Field([], description="origins of web pages that may call, as a JSON list; `*`: any")
     slots: Positive = Field(64, description="streams that a model advances at once; their memory is reserved at start")
-    max_queue: Annotated[int, Field(ge=0)] = Field(256, description="requests that may wait for a slot, per model")
+    max_queue: Annotated[int, Field(ge=0)] = Field(256, description="choices that may wait for a slot, per model")
+    max_choices: Positive = Field(128, description="choices of a request: prompts x the larger of n and best_of")
+    max_scored_prompts: Positive = Field(1024, description="prompts of a request that only scores (`max_tokens: 0`)")
+    deadline_seconds: Annotated[float, Field(ge=0)] = Field(
+        0, description="time that a request has, waiting included; 0: no deadline"
+    )
     max_tokens: Positive = Field(1_000_000, description="largest `max_tokens` of a request")
     max_stream_tokens: Positive = Field(2_000_000, description="tokens after which an unlimited stream ends")
     max_stream_seconds: Seconds = Field(3600, description="seconds after which an unlimited stream ends")
@@ -41,12 +58,13 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(30, description="time that running streams have to finish after SIGTERM")
     keep_alive_seconds: Positive = Field(75, description="idle time of a kept connection")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+    log_format: Literal["console", "json"] = Field("console", description="lines for people, or JSON")
 
 
 def markdown() -> str:
     """The table for people, as docs/service.md has it; a test compares the two."""
     rows = ["| environment | default | what |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = field.default if field.default != [] else "all"
+        default = "" if field.default in ([], None, "") else field.default
         rows.append(f"| `AFT_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
