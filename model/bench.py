@@ -51,7 +51,7 @@ class Figure:
         return self.per_second / self.limit if self.limit else None
 
 
-def machine(runtime: Runtime) -> dict[str, object]:
+def machine(runtime: Runtime, limits: Limits) -> dict[str, object]:
     """What the figures were measured on."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
@@ -64,7 +64,8 @@ def machine(runtime: Runtime) -> dict[str, object]:
     ).stdout.strip()  # fmt: skip
     return {
         "cpu": cpu, "runtime": runtime.name, "isa": runtime.isa, "threads": runtime.threads,
-        "state_bytes": runtime.state_bytes, "weight_bytes": runtime.weight_bytes, "commit": commit,
+        "state_bytes": runtime.state_bytes, "weight_bytes": runtime.weight_bytes,
+        "flops_per_token": limits.operations, "peak_flops": limits.flops, "commit": commit,
         "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
@@ -85,15 +86,16 @@ class Limits:
 
     def __init__(self, runtime: Runtime, config: ModelConfig) -> None:
         self._runtime, self._config = runtime, config
-        self._flops = 0.0
+        self.operations = 2 * matrix_parameters(config) + window_operations(config)  # of one token
+        self.flops = 0.0  # a second, at most; 0: not known
         if runtime.name == "native":
             from model.runtime.native._kernel import flops
 
-            self._flops = flops(runtime.isa, runtime.threads)
+            self.flops = flops(runtime.isa, runtime.threads)
 
     def decode(self, streams: int) -> tuple[float | None, str]:
         """Tokens a second of ``streams`` streams together, and what binds."""
-        if not self._flops:
+        if not self.flops:
             return None, ""
         from model.runtime.native._kernel import bandwidth
 
@@ -104,12 +106,12 @@ class Limits:
 
     def prefill(self) -> tuple[float | None, str]:
         """Tokens a second."""
-        return (1 / self._seconds_each(), "arithmetic") if self._flops else (None, "")
+        return (1 / self._seconds_each(), "arithmetic") if self.flops else (None, "")
 
     def _seconds_each(self) -> float:
         # the window multiplies and adds apart, at half the rate of the products, which fuse them
         operations = 2 * matrix_parameters(self._config) + 2 * window_operations(self._config)
-        return operations / self._flops
+        return operations / self.flops
 
 
 class Contestant(Protocol):
@@ -128,14 +130,15 @@ class Contestant(Protocol):
 class RuntimeContestant:
     """A runtime with its slots."""
 
-    max_depth = None
+    max_depth: int | None = None
 
     def __init__(self, runtime: Runtime, name: str = "") -> None:
         self.name, self.runtime = name or runtime.name, runtime
         self._reached: dict[int, bytes] = {}
 
     def _tokens(self, length: int) -> list[int]:
-        return np.random.default_rng(0).integers(0, self.runtime.vocab_size, length).tolist()
+        tokens: list[int] = np.random.default_rng(0).integers(0, self.runtime.vocab_size, length).tolist()
+        return tokens
 
     def _reach(self, depth: int) -> bytes:
         """The state after so many positions: reached once."""
@@ -175,8 +178,8 @@ def peers(folder: Path, checkpoint: Checkpoint, slots: int, threads: int) -> tup
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         try:
+            spec.loader.exec_module(module)
             found.append(module.open_peer(checkpoint, slots, threads))
         except ImportError as error:
             missing.append(f"{path.stem}: {error}")
@@ -253,6 +256,10 @@ def images(checkpoint: Checkpoint, runtime: Runtime, limits: Limits, batches: Se
     return figures
 
 
-def as_json(checkpoint: Checkpoint, runtime: Runtime, figures: Sequence[Figure]) -> dict[str, object]:
+def as_json(checkpoint: Checkpoint, runtime: Runtime, limits: Limits, figures: Sequence[Figure]) -> dict[str, object]:
     """For machines."""
-    return {"model": checkpoint.name, "machine": machine(runtime), "figures": [asdict(figure) for figure in figures]}
+    return {
+        "model": checkpoint.name,
+        "machine": machine(runtime, limits),
+        "figures": [asdict(figure) for figure in figures],
+    }

@@ -70,11 +70,11 @@ def run(folder: Path, wish: Wish) -> None:
     else:
         figures = bench.prefill(own, others, limits, wish.sizes)
     console = Console()
-    console.print(table(checkpoint.name, what, bench.machine(runtime), figures))
+    console.print(table(checkpoint.name, what, bench.machine(runtime, limits), figures))
     for peer in missing:
         console.print(f"not measured: {peer}", highlight=False)
     if wish.json_file:
-        wish.json_file.write_text(json.dumps(bench.as_json(checkpoint, runtime, figures), indent=1) + "\n")
+        wish.json_file.write_text(json.dumps(bench.as_json(checkpoint, runtime, limits, figures), indent=1) + "\n")
 
 
 def table(name: str, what: str, facts: dict[str, object], figures: list[bench.Figure]) -> Table:

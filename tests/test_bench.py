@@ -46,7 +46,7 @@ def run(checkpoints: Path, *arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "rows"),
     [
-        (["decode", "--model", "text", "--sizes", "1,3", "--depths", "0,600"], [(1, 0), (3, 0), (1, 600), (3, 600)]),
+        (["decode", "--model", "text", "--sizes", "1,3", "--depths", "0,600"], [(1, 0), (1, 600), (3, 0), (3, 600)]),
         (["prefill", "--model", "text", "--sizes", "5,600"], [(1, 5), (1, 600)]),
         (["images", "--model", "pics", "--sizes", "1,2"], [(1, 0), (2, 0)]),
     ],
@@ -66,10 +66,58 @@ def test_figures(checkpoints: Path, tmp_path: Path, runtime: str, arguments: lis
     assert facts["machine"]["cpu"]
 
 
+PEER = """
+class Slow:
+    name, max_depth = "slow", 10
+    def decode(self, streams, depth, steps):
+        assert depth == 0 or streams == 1
+        return 7.0
+    def prefill(self, length):
+        return 5.0
+def open_peer(checkpoint, slots, threads):
+    return Slow()
+"""
+
+
+def test_peers_beside(checkpoints: Path, tmp_path: Path) -> None:
+    """By turns in one run, at the depths that they reach; one that is not installed is named."""
+    folder, path = tmp_path / "peers", tmp_path / "figures.json"
+    folder.mkdir()
+    (folder / "slow.py").write_text(PEER)
+    (folder / "absent.py").write_text("import no_such_package")
+    common = ["--model", "text", "--peers", str(folder), "--json", str(path)]
+    status, said = run(checkpoints, "decode", "--sizes", "1,3", "--depths", "0,9,600", *common)
+    assert status == 0, said
+    assert "not measured: absent: No module named 'no_such_package'" in said
+    figures = [f for f in json.loads(path.read_text())["figures"] if f["who"] == "slow"]
+    assert [(f["streams"], f["depth"], f["per_second"], f["limit"]) for f in figures] == [
+        (1, 0, 7.0, None), (1, 9, 7.0, None), (3, 0, 7.0, None),
+    ]  # fmt: skip
+    status, said = run(checkpoints, "prefill", "--sizes", "5,600", *common)
+    assert status == 0, said
+    figures = json.loads(path.read_text())["figures"]
+    assert [(f["who"], f["depth"]) for f in figures] == [("native", 5), ("slow", 5), ("native", 600)]
+
+
+def test_random_weights(checkpoints: Path, tmp_path: Path) -> None:
+    """A model of any shape that nobody has trained."""
+    path = tmp_path / "figures.json"
+    status, said = run(checkpoints, "decode", "--random", "1x32x4", "--sizes", "2", "--json", str(path))
+    assert status == 0, said
+    facts = json.loads(path.read_text())
+    assert facts["model"] == "1x32x4"
+    # one layer of 32 channels: window, den, num and peak, 4 bytes each
+    assert facts["machine"]["state_bytes"] == 32 * (4 + 3) * 4
+    assert facts["machine"]["flops_per_token"] == 2 * (4 * 32**2 + 8 * 32**2 + 258 * 32) + 4 * 32 * 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["dance"], "not dance"),
+        (["decode", "--random", "6x256"], "'6x256'"),
+        (["decode", "--random", "1x33x4"], "33"),
+        (["decode", "--peers", "nowhere"], "nowhere"),
         (["decode", "--runtime", "gpu"], "on gpu"),
         (["decode", "--model", "text", "--sizes", "0"], "at least 1"),
         (["decode", "--model", "text", "--sizes", "x"], "'x'"),
@@ -99,8 +147,8 @@ def test_matrix_parameters() -> None:
 
 def test_the_limit_of_a_share() -> None:
     """A figure without a limit has no share."""
-    assert bench.Figure("decode", 1, 0, 5.0, 4.0, 6.0, 10.0, "reading").share == 0.5
-    assert bench.Figure("decode", 1, 0, 5.0, 4.0, 6.0, None, "").share is None
+    assert bench.Figure("decode", "native", 1, 0, 5.0, 4.0, 6.0, 10.0, "reading").share == 0.5
+    assert bench.Figure("decode", "native", 1, 0, 5.0, 4.0, 6.0, None, "").share is None
 
 
 @pytest.mark.parametrize(
