@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-train setup-dev serve test check format system-packages image-test conformance-emulated clean
+.PHONY: setup setup-train setup-dev serve test check format system-packages image-test conformance-emulated sanitize clean
 
 setup: $(VENV)/.serve
 setup-train: $(VENV)/.train
@@ -55,6 +55,21 @@ system-packages:
 # show an instruction that leaked into it.
 conformance-emulated: setup
 	$(BIN)/python tests/native_emulated.py
+
+# The kernel under the address and undefined-behaviour sanitizers in Python's tests, and its threads under the thread
+# sanitizer in a program of their own. nanobind comes into the folder: the environment has it only while pip builds.
+SANITIZED := build/sanitized
+sanitize: setup-dev
+	$(PIP_INSTALL) --upgrade --target $(SANITIZED)/packages nanobind
+	cmake -S . -B $(SANITIZED)/kernel -DCMAKE_BUILD_TYPE=None \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+		-Dnanobind_DIR=$$(PYTHONPATH=$(SANITIZED)/packages $(BIN)/python -m nanobind --cmake_dir) \
+		-DCMAKE_CXX_FLAGS='-g1 -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS'
+	cmake --build $(SANITIZED)/kernel
+	LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		AFT_SANITIZED_KERNEL=$(SANITIZED)/kernel PYTHONPATH=tests \
+		$(BIN)/pytest -p sanitized_kernel tests/test_native.py tests/test_native_draws.py tests/test_library.py
+	$(BIN)/python tests/native_races.py
 
 # A running Docker engine, or the program named by IMAGE_CHECK, which is given this folder and the checks' arguments.
 image-test:

@@ -1,5 +1,5 @@
-// The kernel without Python, for emulated processors: reads what tests/native_emulated.py wrote, feeds the tokens to one
-// slot, and writes the logits after the last.
+// The kernel without Python: reads what tests/native_build.py wrote, feeds the tokens to one slot, and writes the logits
+// after the last. With threads, and then for another instruction set than the best, where these are given.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -24,10 +24,28 @@ T one(FILE* file) {
     return read<T>(file, 1)[0];
 }
 
+constexpr int SLOTS = 10;
+
+// Streams beside the text's own, so many that the threads share their draws.
+void burst(aft::Runtime& runtime) {
+    std::vector<aft::Job> jobs(SLOTS - 1);
+    for (int i = 0; i < SLOTS - 1; ++i) {
+        jobs[i].slot = i + 1;
+        jobs[i].tokens = {1, 2, i};
+        jobs[i].draws = true;
+        jobs[i].draw.params = {1.0, 0.9, 0.0, 0.5, 0.0, 1.2, 0, uint64_t(i), 0, {}};
+        jobs[i].draw.max_new = 8;
+        jobs[i].draw.top = 2;
+    }
+    runtime.run(jobs);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    FILE* file = argc == 3 ? fopen(argv[1], "rb") : nullptr;
+    FILE* file = argc >= 3 && argc <= 5 ? fopen(argv[1], "rb") : nullptr;
+    const int threads = argc > 3 ? atoi(argv[3]) : 1;
+    const std::string target = argc > 4 ? argv[4] : "";
     if (!file) return 2;
     aft::Shape shape;
     static_assert(sizeof(shape) == 11 * 4);
@@ -53,7 +71,12 @@ int main(int argc, char** argv) {
     job.tokens = read<int32_t>(file, one<int32_t>(file));
     job.logits = aft::Logits::LAST;
     fclose(file);
-    aft::Runtime runtime(shape, tensors, 1, last, 1, "");
+    aft::Runtime runtime(shape, tensors, SLOTS, last, threads, target);
+    if (threads > 1) {  // two pools take turns, and one of them ends before the other
+        aft::Runtime other(shape, tensors, SLOTS, last, threads, target);
+        for (int i = 0; i < 3; ++i)
+            for (aft::Runtime* each : {&runtime, &other}) burst(*each);
+    }
     const auto done = runtime.run({job});
     FILE* out = fopen(argv[2], "wb");
     fwrite(done[0].logits.data(), 4, done[0].logits.size(), out);

@@ -16,7 +16,9 @@ import checkpoints_for_tests as tiny
 import numpy as np
 import pytest
 import torch
-from jobs_for_tests import one, prompt, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs_for_tests import forge, one, prompt, same
 from native_for_tests import (
     LENGTH,
     SHAPES,
@@ -36,7 +38,7 @@ from variants import dense_bias, make_config, parameters64
 
 from model import weights
 from model.network import Network
-from model.runtime.base import Done, Draw, Job, Stop
+from model.runtime.base import Done, Draw, Job, StateError, Stop
 from model.runtime.eager import EagerRuntime
 from model.runtime.native.runtime import NativeRuntime
 from model.sampling import SamplingParams, log_softmax
@@ -264,6 +266,52 @@ def test_run_lets_other_threads_work(checkpoints: Checkpoints) -> None:
     other.join()
     inside = [at for at in marks if start + length / 4 < at < start + length * 3 / 4]
     assert len(inside) >= 3, f"{len(inside)} marks in the middle half of {length:.3f} s"
+
+
+WORDS = [0, 1, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x7FC07FC0, 0x80000000, 0xFFFFFFFF]  # of a state: the extremes
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(list(SHAPES)), st.data())
+def test_states_of_any_numbers_are_restored_and_run(pool: Pool, shape: str, data: st.DataObject) -> None:
+    """Made-up arrays behind a right hash, at any position: nothing breaks, and the others do not notice."""
+    runtime = pool(shape)
+    vocab, last = runtime.vocab_size, runtime.max_position
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    numbers = rng.integers(0, 2**32, runtime.state_bytes // 4, np.uint32)
+    extreme = rng.random(numbers.size) < data.draw(st.sampled_from([0.0, 0.01, 1.0]))
+    numbers[extreme] = rng.choice(WORDS, int(extreme.sum()))
+    position = data.draw(st.integers(0, 2**62 - 100 if last is None else last - 8))
+    counts = np.minimum(rng.integers(0, 2**31 - 100, vocab), (position + 1) // vocab).astype(np.int32)
+    seen = rng.integers(0, 2, vocab).astype(np.uint8)
+    automaton_state = data.draw(st.integers(0, 4))
+    state = forge(
+        runtime.export(0),
+        lambda facts: facts.update(position=position, automaton_state=automaton_state),
+        numbers.tobytes() + counts.tobytes() + seen.tobytes(),
+    )
+    mate = Job(1, prompt(5, 1, vocab), targets=prompt(5, 2, vocab), draw=Draw(PENALISED, 4))
+    expected = one(runtime, mate)
+    runtime.restore(0, state)
+    assert runtime.export(0) == state
+    draw = Draw(PENALISED, 4, automaton(vocab), top=3)
+    _, done = runtime.run([Job(0, prompt(4, 3, vocab), draw=draw), dataclasses.replace(mate, slot=2)])
+    same(done, expected)
+    assert runtime.position(0) >= position + 4
+
+
+@pytest.mark.parametrize(("place", "count", "seen"), [(0, -1, 0), (3, 2**31 - 1, 1), (3, 8, 1), (3, 1, 2)])
+def test_counts_that_no_stream_can_have_are_refused(pool: Pool, place: int, count: int, seen: int) -> None:
+    """More tokens than positions, fewer than none; the slot is as it was."""
+    runtime = pool("relative decay")
+    runtime.run([Job(0, prompt(6, 1, runtime.vocab_size))])
+    before = runtime.export(0)
+    counts, marks = np.zeros(runtime.vocab_size, np.int32), np.zeros(runtime.vocab_size, np.uint8)
+    counts[place], marks[place] = count, seen
+    state = forge(before, lambda _: None, bytes(runtime.state_bytes) + counts.tobytes() + marks.tobytes())
+    with pytest.raises(StateError, match="cannot have drawn"):
+        runtime.restore(0, state)
+    assert runtime.export(0) == before
 
 
 # --- close to the equation ---------------------------------------------------------------------------------------

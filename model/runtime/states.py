@@ -41,3 +41,10 @@ def unpack(state: bytes) -> tuple[dict[str, object], bytes]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise StateError(f"the state has another format than {FORMAT}")
     return facts, content[start + size :]
+
+
+def check_sampler(counts: NDArray[np.int32], seen: NDArray[np.uint8], position: int) -> None:
+    """StateError for counts that no stream of so many positions can have."""
+    # the last token of a burst is counted before it is consumed
+    if counts.size and (counts.min() < 0 or int(counts.sum(dtype=np.int64)) > position + 1 or seen.max() > 1):
+        raise StateError("the state counts tokens that it cannot have drawn")

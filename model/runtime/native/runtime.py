@@ -107,6 +107,7 @@ class NativeRuntime:
         if len(body) != cuts[1] + self.vocab_size:
             raise StateError(f"the state has {len(body)} bytes, this model's has {cuts[1] + self.vocab_size}")
         parts = body[: cuts[0]], body[cuts[0] : cuts[1]], body[cuts[1] :]
+        states.check_sampler(np.frombuffer(parts[1], np.int32), np.frombuffer(parts[2], np.uint8), position)
         self._kernel.restore(self._checked(slot), *parts, position, automaton_state)
 
     def _checked(self, slot: int) -> int:
