@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-train setup-dev serve test check format system-packages image-test conformance-emulated sanitize clean
+.PHONY: setup setup-train setup-dev serve test check format system-packages image-test conformance-emulated sanitize soak clean
 
 setup: $(VENV)/.serve
 setup-train: $(VENV)/.train
@@ -70,6 +70,10 @@ sanitize: setup-dev
 		AFT_SANITIZED_KERNEL=$(SANITIZED)/kernel PYTHONPATH=tests \
 		$(BIN)/pytest -p sanitized_kernel tests/test_native.py tests/test_native_draws.py tests/test_library.py
 	$(BIN)/python tests/native_races.py
+
+# What the service endures, at length: disconnects, overload, SIGTERM, 20 minutes of everything. For a quiet machine.
+soak: setup-dev
+	cd benchmarks && $(CURDIR)/$(BIN)/python -m endurance --json results/endurance.json
 
 # A running Docker engine, or the program named by IMAGE_CHECK, which is given this folder and the checks' arguments.
 image-test:

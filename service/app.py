@@ -13,14 +13,16 @@ from fastapi import FastAPI, Request
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from service import errors
+from service.access import Access, read_rules
 from service.engine import Engine, Served
 from service.loading import load_models
 from service.metrics import Metrics
-from service.middleware import Envelope
-from service.routes import completions, health, images, models
+from service.middleware import Envelope, Faults
+from service.routes import about, completions, health, images, models, tokenizer
 from service.settings import Settings
 from service.state import Service
 
@@ -31,7 +33,11 @@ Loader = Callable[[Settings, Metrics], list[Served]]
 def create_app(
     settings: Settings, *, load: Loader = load_models, on_failure: Callable[[Exception], None] | None = None
 ) -> FastAPI:
-    """A service with its own registry. ``load`` makes the models, in a thread; ``on_failure`` hears if it cannot."""
+    """A service with its own registry. ``load`` makes the models, in a thread; ``on_failure`` hears if it cannot.
+
+    SettingError where keys, hosts or the rate cannot be read.
+    """
+    rules = read_rules(settings)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -48,14 +54,23 @@ def create_app(
             await asyncio.to_thread(service.engine.close)
 
     version = importlib.metadata.version("aft-serve")
-    app = FastAPI(
-        title="aft-serve", version=version, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
-    )
+    app = FastAPI(title="aft-serve", version=version, lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    for route in (completions, images, models, health):
+    for route in (completions, images, models, health, tokenizer, about):
         app.include_router(route.router)
     app.add_exception_handler(errors.ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    # the last is the outermost: every answer has an id, and a page may read the refusals and faults too
+    app.add_middleware(Access, rules=rules, metrics=service.metrics)
+    app.add_middleware(Faults)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # Authorization, Content-Type, and a dozen that OpenAI's client adds
+            expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
+        )
     app.add_middleware(Envelope, metrics=service.metrics)
     return app
 

@@ -1,4 +1,4 @@
-"""``aft serve | generate | train | eval | bench | data``. What a command needs is imported when it runs."""
+"""``aft serve | key | generate | train | eval | bench | data``. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperGroup
+
+from service.load_cli import serve as bench_serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Checkpoints = Annotated[
@@ -48,6 +51,20 @@ def serve(
     except ValueError as error:  # a list in the environment that is no JSON
         raise fail(f"{error}; lists are JSON, such as '[\"shakespeare\"]'") from None
     raise typer.Exit(run(settings))
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(help="Who gets it: it stands in the log, and has its own rate.")]) -> None:
+    """Make an API key: the key for its owner, then its line for AFT_API_KEYS_FILE. The key is stored nowhere."""
+    from service.access import key_line, new_key
+    from service.errors import SettingError
+
+    made = new_key()
+    try:
+        line = key_line(name, made)
+    except SettingError as error:
+        raise fail(str(error)) from None
+    typer.echo(f"{made}\n{line}")
 
 
 @app.command()
@@ -155,9 +172,26 @@ def evaluate(
         raise fail(str(error)) from None
 
 
-@app.command("bench")
+class BenchGroup(TyperGroup):
+    """What can be measured: an unknown thing is one line, as elsewhere."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name."""
+        if cmd_name not in self.commands:
+            raise fail(f"bench measures {', '.join(self.commands)}, not {cmd_name}")
+        return super().get_command(ctx, cmd_name)
+
+
+bench_app = typer.Typer(cls=BenchGroup, no_args_is_help=True, help="Measure a runtime, or a service over HTTP.")
+app.add_typer(bench_app, name="bench")
+bench_app.command("serve")(bench_serve)
+
+
+@bench_app.command("decode")
+@bench_app.command("prefill")
+@bench_app.command("images")
 def bench(
-    what: Annotated[str, typer.Argument(help="decode, prefill or images.")],
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Name of the checkpoint.")] = "shakespeare",
     random: Annotated[str | None, typer.Option(help="Random weights instead: LAYERSxCHANNELSxWINDOW.")] = None,
     sizes: Annotated[
@@ -174,10 +208,11 @@ def bench(
     from model.runtime.choice import RuntimeMissingError
     from service.benching import Wish, random_model, run
 
+    what = context.info_name
     usual = {"decode": "1,4,16,64,256", "prefill": "64,512,4096", "images": "1,16,64"}
     try:
         if what not in usual or runtime not in ("auto", "native", "torch"):
-            raise ValueError(f"it is {', '.join(usual)}, on auto, native or torch; not {what} on {runtime}")
+            raise ValueError(f"a runtime is auto, native or torch; nothing is measured on {runtime}")
         wanted = [int(size) for size in (sizes or usual[what]).split(",")]
         after = [int(depth) for depth in depths.split(",")]
         if min(wanted) < 1 or min(after) < 0:

@@ -13,12 +13,16 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.checkpoint import Codec
 from model.pixels import PixelCodec
-from model.runtime.base import Done, Job, Runtime, Stop
+from model.runtime.base import Done, Job, Runtime, Stop, Top
+from model.sampling import log_softmax
 from service import errors
 from service.metrics import Metrics, position_range
-from service.request import Burst, Generation, Outcome
+from service.request import MAX_PENDING, Burst, Generation, Outcome
 from service.scheduler import QueueFullError, Scheduler
 
 log = logging.getLogger("aft.engine")
@@ -36,6 +40,7 @@ class Served:
     codec: Codec
     scheduler: Scheduler
     created: int
+    window: int  # positions that the position bias weighs one by one
 
     @property
     def kind(self) -> Literal["text", "image"]:
@@ -57,21 +62,29 @@ class Engine:
             self._describe(model)
         self._thread.start()
 
-    def submit(self, *generations: Generation) -> None:
-        """Queue generations of one model, from the event loop. ApiError, and none is queued, where it is full."""
+    def submit(self, *generations: Generation, force: bool = False) -> None:
+        """Queue generations of one model, from the event loop. ApiError, and none is queued, where it is full.
+
+        ``force`` is for the rest of a request that was admitted before.
+        """
         model = generations[0].model
         scheduler = self.served[model].scheduler
         # counted here and not in the engine's thread: the answer must not wait for a step
         with scheduler.lock:
             try:
-                scheduler.add(*generations)
+                scheduler.add(*generations, force=force)
             except QueueFullError:
                 self._metrics.rejections.labels(model, "queue_full").inc()
                 raise errors.queue_full(scheduler.max_queue, self._retry_after(scheduler)) from None
         self._wake.set()
 
+    def retry_after(self, model: str) -> int:
+        """Seconds until a slot of a model should be free, from the measured rate; 1 to 60."""
+        scheduler = self.served[model].scheduler
+        with scheduler.lock:
+            return self._retry_after(scheduler)
+
     def _retry_after(self, scheduler: Scheduler) -> int:
-        """Seconds until a slot should be free, from the measured rate; 1 to 60."""
         if not scheduler.seconds_per_token:
             return errors.RETRY_AFTER_SECONDS
         left = min((g.max_tokens - g.num_generated for g in scheduler.running), default=1)
@@ -82,9 +95,10 @@ class Engine:
         generation.cancelled = True
         self._wake.set()
 
-    def resume(self) -> None:
-        """A reader has taken something: its generation may go on."""
-        self._wake.set()
+    def resume(self, generation: Generation) -> None:
+        """A reader has taken something: its generation may go on, where it was paused."""
+        if generation.num_delivered - generation.num_taken == MAX_PENDING - 1:
+            self._wake.set()
 
     @property
     def num_active(self) -> int:
@@ -142,13 +156,18 @@ class Engine:
         return bool(work)
 
     def _sweep(self, model: Served, now: float) -> list[tuple[Generation, Burst]]:
-        """Remove who was cancelled or has used up its time."""
+        """Remove who was cancelled, has used up its time, or is too late."""
         ended = []
         for generation in [*model.scheduler.running, *model.scheduler.waiting]:
-            late = generation.max_seconds is not None and now - generation.arrived > generation.max_seconds
-            if generation.cancelled or late:
+            outcome = None
+            if generation.cancelled:
+                outcome = Outcome.CANCELLED
+            elif generation.deadline is not None and now > generation.deadline:
+                outcome = Outcome.TIMEOUT
+            elif generation.max_seconds is not None and now - generation.arrived > generation.max_seconds:
+                outcome = Outcome.LENGTH
+            if outcome is not None:
                 model.scheduler.remove(generation)
-                outcome = Outcome.CANCELLED if generation.cancelled else Outcome.LENGTH
                 ended.append((generation, Burst([], outcome)))
         return ended
 
@@ -199,7 +218,10 @@ class Engine:
             self._observe(generation, len(done.drawn), now)
             generation.num_generated += len(done.drawn)
             generation.last_token = done.drawn[-1]
-        return Burst(done.drawn, self._outcome(generation, done), done.target_logprobs)
+        target_top = _likeliest(done.logits, generation.top) if done.target_logprobs and generation.top else []
+        return Burst(
+            done.drawn, self._outcome(generation, done), done.logprobs, done.top, done.target_logprobs, target_top
+        )
 
     def _outcome(self, generation: Generation, done: Done) -> Outcome | None:
         if done.stopped is not None:
@@ -234,6 +256,15 @@ class Engine:
         self._metrics.slots_in_use.labels(model.name).set(in_use)
         self._metrics.waiting.labels(model.name).set(len(model.scheduler.waiting))
         self._metrics.memory_bytes.labels(model.name, "state_active").set(in_use * model.runtime.state_bytes)
+
+
+def _likeliest(logits: NDArray[np.float32] | None, count: int) -> list[Top]:
+    """Of each row of logits (n, V): the likeliest tokens with their log-probabilities; of equals the lowest id."""
+    assert logits is not None
+    logprobs = log_softmax(logits)
+    order = np.argsort(-logprobs, -1, kind="stable")[:, :count]
+    values = np.take_along_axis(logprobs, order, -1)
+    return [list(zip(ids, row, strict=True)) for ids, row in zip(order.tolist(), values.tolist(), strict=True)]
 
 
 def _deliver_all(bursts: list[tuple[Generation, Burst]]) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 from starlette.responses import Response
 
 RETRY_AFTER_SECONDS = 5  # before there is a measured rate
+TIMEOUT_CODES = ("queue_timeout", "deadline_exceeded")
+
+
+class SettingError(ValueError):
+    """A setting that cannot be served with; the message names it, and never repeats a key."""
 
 
 class ApiError(Exception):
@@ -38,6 +44,32 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None) -> ApiError:
     """400: the request cannot mean anything."""
     return ApiError(400, "invalid_request_error", "invalid_value", message, param)
+
+
+def one_host() -> ApiError:
+    """400: the Host header is missing or given twice."""
+    return invalid("a request has one Host header")
+
+
+def invalid_api_key(*, given: bool) -> ApiError:
+    """401: no key, or one that nobody has. The key is not repeated."""
+    what = "the API key is wrong" if given else "an API key is needed"
+    message = f"{what}; it is sent as Authorization: Bearer KEY"
+    return ApiError(401, "invalid_request_error", "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def forbidden_host(name: str) -> ApiError:
+    """403: without keys, other names than our own are refused."""
+    message = f"the Host header names {clip(name)!r}; without keys only loopback and AFT_ALLOWED_HOSTS are served"
+    return ApiError(403, "invalid_request_error", "forbidden_host", message)
+
+
+def rate_limited(seconds: float) -> ApiError:
+    """429: too many requests of one key or address. Clients that are told more than a minute do not wait at all."""
+    whole = min(max(math.ceil(seconds), 1), 60)
+    headers = {"Retry-After": str(whole), "retry-after-ms": str(whole * 1000)}
+    message = f"too many requests; the next is taken in about {math.ceil(seconds)} s"
+    return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
 
 
 def model_not_found(name: str, known: list[str]) -> ApiError:
@@ -93,6 +125,18 @@ def not_stepping() -> ApiError:
     """503: the engine hangs."""
     message = "the engine does not step"
     return _unavailable("unavailable_error", "engine_stalled", message, RETRY_AFTER_SECONDS, close=True)
+
+
+def queue_timeout(deadline: float, seconds: int) -> ApiError:
+    """503: the deadline passed before there was a slot."""
+    message = f"no slot became free within the deadline of {deadline:g} s"
+    return _unavailable("overloaded_error", "queue_timeout", message, seconds, close=False)
+
+
+def deadline_exceeded(deadline: float) -> ApiError:
+    """504: the deadline passed while the request ran. It would pass again, so clients must not retry."""
+    message = f"the request was not complete within the deadline of {deadline:g} s"
+    return ApiError(504, "timeout_error", "deadline_exceeded", message, headers={"x-should-retry": "false"})
 
 
 def internal() -> ApiError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
 
 from fastapi import Request
@@ -20,47 +21,70 @@ log = logging.getLogger("aft.requests")
 class Exchange:
     """From submission to the last byte of the answer."""
 
-    def __init__(self, service: Service, endpoint: str, generations: list[Generation], request: Request) -> None:
-        """Submit all generations, of one model. ApiError where there is no place for them."""
+    def __init__(
+        self,
+        service: Service,
+        endpoint: str,
+        generations: list[Generation],
+        request: Request,
+        at_once: int | None = None,
+    ) -> None:
+        """Submit the generations, all of one model; ``at_once``: the rest follow as others end.
+
+        ApiError where there is no place for them.
+        """
         self._service, self._endpoint, self._request = service, endpoint, request
         self._engine = service.ready()
         self.request_id: str = request.state.request_id
         self.generations = generations
         self.outcome: Outcome | None = None  # None until the answer is complete: a client that leaves cancels
         self._channel: Channel = asyncio.Queue()
+        deadline = service.settings.deadline_seconds
         for generation in generations:
             generation.channel = self._channel
-        self._engine.submit(*generations)
+            generation.key = getattr(request.state, "key", "")
+            generation.deadline = generation.arrived + deadline if deadline else None
+        self._later = deque(generations[at_once:]) if at_once else deque[Generation]()
+        self._engine.submit(*generations[:at_once])
 
     async def bursts(self) -> AsyncGenerator[tuple[Generation, Burst]]:
         """What the engine gives, until all generations have ended.
 
-        ApiError where the engine failed or the drain's deadline passed.
+        ApiError where the engine failed, or the request's or the drain's deadline passed.
         """
-        cut = asyncio.ensure_future(self._service.cut_off.wait())
+        watching = asyncio.ensure_future(self._watch_cut_off())
         left, cut_short = len(self.generations), False
         try:
             while left:
-                upcoming = asyncio.ensure_future(take(self._channel))
-                try:
-                    await asyncio.wait((upcoming, cut), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not upcoming.done():
-                        upcoming.cancel()
-                if not upcoming.done():
+                taken = await take(self._channel)
+                if taken is None:
                     raise errors.shutting_down()
-                generation, burst = upcoming.result()
-                self._engine.resume()
-                if burst.outcome is Outcome.ERROR:
-                    raise errors.internal()
+                generation, burst = taken
+                self._engine.resume(generation)
                 if burst.outcome is not None:
+                    self._check(generation, burst.outcome)
                     left -= 1
                     cut_short |= burst.outcome is Outcome.LENGTH
+                    if self._later:
+                        self._engine.submit(self._later.popleft(), force=True)
                 if not left:  # before the yield: a client that has seen the end may leave at once
                     self.outcome = Outcome.LENGTH if cut_short else Outcome.STOP
                 yield generation, burst
         finally:
-            cut.cancel()
+            watching.cancel()
+
+    async def _watch_cut_off(self) -> None:
+        await self._service.cut_off.wait()
+        self._channel.put_nowait(None)
+
+    def _check(self, generation: Generation, outcome: Outcome) -> None:
+        if outcome is Outcome.ERROR:
+            raise errors.internal()
+        if outcome is Outcome.TIMEOUT:
+            seconds = self._service.settings.deadline_seconds
+            if generation.admitted is None:
+                raise errors.queue_timeout(seconds, self._engine.retry_after(generation.model))
+            raise errors.deadline_exceeded(seconds)
 
     def stream(self, events: AsyncGenerator[bytes], error_event: str | None = None) -> Response:
         """The events as they come; a failure is an event too, and then the stream ends."""
@@ -73,7 +97,7 @@ class Exchange:
             async for event in events:
                 yield event
         except errors.ApiError as error:
-            self.outcome = Outcome.ERROR
+            self.outcome = _failure(error)
             yield sse.event(error.body(), error_event)
         except Exception:  # a fault of ours is no disconnect, and the stream has an end like any other
             log.exception("%s failed", self.request_id)
@@ -91,8 +115,8 @@ class Exchange:
             if not made.done():
                 return Response(status_code=499)  # nobody is there to read it
             return made.result()
-        except Exception:
-            self.outcome = Outcome.ERROR
+        except Exception as error:
+            self.outcome = _failure(error)
             raise
         finally:
             watcher.cancel()
@@ -113,7 +137,11 @@ class Exchange:
         now = time.perf_counter()
         metrics.duration_seconds.labels(model, endpoint).observe(now - first.arrived)
         ended = Ended(
-            model, outcome, first.num_prompt_tokens, sum(g.num_generated for g in self.generations), len(self.generations)
+            model,
+            outcome,
+            sum(g.num_prompt_tokens for g in self.generations if not g.params.sample),  # each prompt once
+            sum(g.num_generated for g in self.generations),
+            len(self.generations),
         )
         if admitted is not None:
             ended.queue_seconds = admitted - first.arrived
@@ -122,3 +150,8 @@ class Exchange:
                 ended.first_token_seconds = begun - first.arrived
                 metrics.prefill_seconds.labels(model, endpoint).observe(begun - admitted)
         self._request.state.ended = ended  # counted and logged where the request ends
+
+
+def _failure(error: Exception) -> Outcome:
+    late = isinstance(error, errors.ApiError) and error.code in errors.TIMEOUT_CODES
+    return Outcome.TIMEOUT if late else Outcome.ERROR

@@ -40,9 +40,9 @@ def load_models(settings: Settings, metrics: Metrics) -> list[Served]:
         began = time.perf_counter()
         loaded = Checkpoint(folder)
         runtime = open_runtime(loaded, settings.slots, threads=settings.threads, wanted=settings.runtime)
-        scheduler = Scheduler(runtime, settings.max_queue, settings.burst_seconds)
+        scheduler = Scheduler(runtime, settings.max_queue, settings.burst_seconds, settings.max_choices_per_key)
         created = int((folder / checkpoint.CONFIG).stat().st_mtime)
-        served.append(Served(loaded.name, runtime, loaded.codec, scheduler, created))
+        served.append(Served(loaded.name, runtime, loaded.codec, scheduler, created, loaded.config.model.window))
         metrics.startup_seconds.labels(loaded.name, "load").set(time.perf_counter() - began)
     log.info("the %s runtime: %s", *choose(settings.runtime))
     return served

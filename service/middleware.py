@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: what every answer has, an id and one outcome in the metrics."""
+"""Pure ASGI middleware: what every answer has, an id, one outcome in the metrics and one line in the log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import errors
+from service import errors, logs
 from service.metrics import Metrics
 from service.request import Ended, Outcome
 
@@ -27,7 +28,7 @@ DISCARD_SECONDS = 2.0
 
 
 class Envelope:
-    """Gives each request an id of ours, answers a fault of ours, counts what no route has counted."""
+    """Gives each request an id of ours, and counts and logs how it ended. The outermost of all."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -37,12 +38,14 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began = time.perf_counter()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id = secrets.token_hex(8)
-        status = 0
+        status: int | None = None
+        complete = failed = False
 
         async def tagged(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"x-request-id"]
@@ -53,22 +56,67 @@ class Envelope:
                 await _discard(receive)
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
+            complete |= message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, receive, tagged)
-        except Exception:  # a fault of ours, whatever it is; the process goes on
-            log.exception("%s %s failed", request_id, scope["path"])
-            if status:
-                self._count(scope, 500, state.get("ended"))
-                raise
-            await errors.internal().response()(scope, receive, tagged)
-        if scope["path"] not in PROBES:
-            self._count(scope, status, state.get("ended"))
+        except Exception:
+            failed = True
+            raise
+        finally:  # also where the server cancels what is left at its end
+            outcome = Outcome.ERROR if failed else _outcome(status, complete, state.get("ended"))
+            self._record(scope, status, outcome, time.perf_counter() - began)
 
-    def _count(self, scope: Scope, status: int, ended: Ended | None) -> None:
-        refused = Outcome.STOP if status < 400 else Outcome.ERROR if status == 500 else Outcome.REJECTED
-        model, outcome = (ended.model, ended.outcome) if ended else ("", refused)
-        self._metrics.requests.labels(model, _endpoint(scope), outcome.value).inc()
+    def _record(self, scope: Scope, status: int | None, outcome: Outcome, seconds: float) -> None:
+        ended: Ended | None = scope["state"].get("ended")
+        probe = scope["path"] in PROBES
+        if not probe:
+            self._metrics.requests.labels(ended.model if ended else "", _endpoint(scope), outcome.value).inc()
+        if not probe or status is None or status >= 400:
+            logs.request(scope, client_address(scope), status, outcome, seconds)
+
+
+class Faults:
+    """Answers a fault of ours, whatever it is; the process goes on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; an exception is logged, and is a 500 where no answer has begun."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            log.exception("request failed", extra={"id": scope["state"]["request_id"]})
+            if begun:
+                raise
+            await errors.internal().response()(scope, receive, send)
+
+
+def client_address(scope: Scope) -> str:
+    """Where a request comes from; a proxy may have written it."""
+    client = scope.get("client")
+    return logs.printable(client[0], 64) if client else ""
+
+
+def _outcome(status: int | None, complete: bool, ended: Ended | None) -> Outcome:
+    if status in (None, 499):  # nobody was there to answer
+        return Outcome.CANCELLED
+    if ended:
+        return ended.outcome
+    if not complete:
+        return Outcome.CANCELLED
+    return Outcome.STOP if status < 400 else Outcome.ERROR if status == 500 else Outcome.REJECTED
 
 
 def _endpoint(scope: Scope) -> str:

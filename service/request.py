@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from model.automaton import Automaton
+from model.runtime.base import Top
 from model.sampling import SamplingParams
 
 MAX_PENDING = 8  # bursts that a reader may lag behind before its generation pauses
@@ -43,17 +44,22 @@ class Burst:
 
     tokens: list[int]
     outcome: Outcome | None = None
-    target_logprobs: list[float] = field(default_factory=list)  # of a generation that scores
+    logprobs: list[float] = field(default_factory=list)  # of the tokens
+    top: list[Top] = field(default_factory=list)  # beside each token, where asked for
+    target_logprobs: list[float] = field(default_factory=list)  # of a generation with targets
+    target_top: list[Top] = field(default_factory=list)  # beside each target, where asked for
 
 
-Channel = asyncio.Queue[tuple["Generation", Burst]]
+# None: the drain's deadline has passed, nothing else comes
+Channel = asyncio.Queue[tuple["Generation", Burst] | None]
 
 
-async def take(channel: Channel) -> tuple[Generation, Burst]:
+async def take(channel: Channel) -> tuple[Generation, Burst] | None:
     """The next burst of any generation that talks into a channel; on the event loop."""
-    generation, burst = await channel.get()
-    generation.num_taken += 1
-    return generation, burst
+    taken = await channel.get()
+    if taken is not None:
+        taken[0].num_taken += 1
+    return taken
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +73,9 @@ class Generation:
     max_tokens: int  # to generate; 0: the prompt is computed, and scored where there are targets
     automaton: Automaton
     targets: list[int] | None = None  # parallel to the prompt: their log-probabilities are delivered
+    top: int = 0  # so many of the likeliest tokens beside each drawn one and each target
+    key: str = ""  # whose request it is
+    deadline: float | None = None  # perf_counter's time when it is too late
     max_seconds: float | None = None  # of an unlimited stream
     slot: int | None = None
     num_computed: int = 0  # of the prompt, by the runtime
@@ -97,4 +106,6 @@ class Generation:
 
     async def next(self) -> Burst:
         """The next burst of a generation that has its channel for itself; on the event loop."""
-        return (await take(self.channel))[1]
+        taken = await take(self.channel)
+        assert taken is not None
+        return taken[1]

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections import deque
+from collections import Counter, deque
+from typing import Literal
 
 from model.runtime.base import Draw, Job, Runtime
 from service.request import Generation
 
-# How a prompt is cut never depends on what else runs, so neither does its result.
-PREFILL_CHUNK = 512
-# Tokens of prompts in one step: what running streams wait for at most, beside their own burst.
-PREFILL_BUDGET = 2048
+PREFILL_CHUNK = 512  # tokens of one prompt in a step, at most
+PREFILL_BUDGET = 2048  # tokens of all prompts in a step, at most
+FIRST_BUDGET = 512  # before it is known what they cost
 MAX_BURST = 256
 # While all slots are taken and somebody waits: a slot that becomes free is seen soon, at little cost a token.
 MAX_BURST_QUEUED = 8
+SMOOTHING = 0.2  # weight of the newest measurement
 
 
 class QueueFullError(Exception):
@@ -30,28 +31,46 @@ class QueueFullError(Exception):
 class Scheduler:
     """The slots of one runtime and who waits for them."""
 
-    def __init__(self, runtime: Runtime, max_queue: int, burst_seconds: float) -> None:
+    def __init__(self, runtime: Runtime, max_queue: int, burst_seconds: float, max_per_key: int = 0) -> None:
         self.runtime, self.max_queue, self.burst_seconds = runtime, max_queue, burst_seconds
+        self.max_per_key = max_per_key  # slots that one key may hold; 0: any number
         self.lock = threading.Lock()  # held to change what follows, never while the runtime runs
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self.free = list(range(runtime.num_slots))  # a heap: the lowest slots first, so that few tiles are in use
-        self.seconds_per_token = 0.0  # of a step of the whole batch, smoothed
+        self.seconds_per_token = 0.0  # of a decode step of the whole batch, smoothed
+        self.prefill_seconds = 0.0  # of one token of a prompt, smoothed
 
-    def add(self, *generations: Generation) -> None:
-        """Queue all of them. QueueFullError, and none is queued, where slots and places are too few."""
-        if len(self.waiting) + len(generations) > self.max_queue + len(self.free):
+    @property
+    def capacity(self) -> int:
+        """Generations that can run and wait."""
+        return self.max_queue + self.runtime.num_slots
+
+    def add(self, *generations: Generation, force: bool = False) -> None:
+        """Queue all of them. QueueFullError, and none is queued, where slots and places are too few.
+
+        ``force`` is for the rest of a request that was admitted before.
+        """
+        if not force and len(self.waiting) + len(generations) > self.max_queue + len(self.free):
             raise QueueFullError
         self.waiting.extend(generations)
 
     def admit(self, now: float) -> None:
-        """Give free slots to those who wait longest."""
+        """Give free slots to those who wait longest; who holds enough already is passed over."""
+        held = Counter(generation.key for generation in self.running) if self.max_per_key else None
+        passed: list[Generation] = []
         while self.waiting and self.free:
             generation = self.waiting.popleft()
+            if held is not None:
+                if generation.key and held[generation.key] >= self.max_per_key:
+                    passed.append(generation)
+                    continue
+                held[generation.key] += 1
             generation.slot = heapq.heappop(self.free)
             generation.admitted = now
             self.runtime.reset(generation.slot)
             self.running.append(generation)
+        self.waiting.extendleft(reversed(passed))
 
     def remove(self, generation: Generation) -> None:
         """Take a generation out, wherever it is; its slot is free."""
@@ -62,47 +81,80 @@ class Scheduler:
         elif generation in self.waiting:
             self.waiting.remove(generation)
 
-    def burst(self) -> int:
-        """Tokens a stream draws in one step: short while somebody waits, else what fits into ``burst_seconds``."""
+    def _burst(self, prefill: int, part: float) -> int:
+        """Tokens that a stream draws in a step beside so many tokens of prompts.
+
+        Alone, what fits into ``burst_seconds``. Beside prompts these have their ``part`` of the time, and short ones are
+        not kept waiting: running streams take no more than the rest, in proportion.
+        """
         if not self.seconds_per_token:
             return 1
-        if any(g.num_computed < len(g.prompt) for g in self.running):  # somebody waits for the first token
-            return 1
+        seconds = self.burst_seconds
+        if prefill:
+            seconds = (1 - part) * min(seconds, prefill * self.prefill_seconds / part)
         most = MAX_BURST_QUEUED if self.waiting else MAX_BURST
-        return max(1, min(most, int(self.burst_seconds / self.seconds_per_token)))
+        return max(1, min(most, int(seconds / self.seconds_per_token)))
+
+    def _budget(self, part: float) -> int:
+        """Tokens of prompts in a step: their ``part`` of ``burst_seconds``."""
+        if not self.prefill_seconds:
+            return FIRST_BUDGET
+        return max(1, min(PREFILL_BUDGET, int(self.burst_seconds * part / self.prefill_seconds)))
 
     def observe(self, jobs: list[Job], drawn: int, seconds: float) -> None:
-        """Learn what a step costs, from steps that only decoded; ``drawn`` by the longest burst."""
-        if drawn and all(len(job.tokens) == 1 for job in jobs):
-            cost = seconds / drawn
-            self.seconds_per_token = 0.8 * self.seconds_per_token + 0.2 * cost if self.seconds_per_token else cost
+        """Learn what a step costs; ``drawn`` by the longest burst."""
+        prefill = sum(len(job.tokens) for job in jobs if len(job.tokens) > 1)
+        if drawn and not prefill:
+            self.seconds_per_token = _smooth(self.seconds_per_token, seconds / drawn)
+        elif prefill:
+            alone = max(seconds - max(drawn - 1, 0) * self.seconds_per_token, 0.0)
+            self.prefill_seconds = _smooth(self.prefill_seconds, alone / prefill)
 
     def schedule(self, now: float) -> list[tuple[Generation, Job]]:
         """The next step's jobs, oldest generation first."""
         self.admit(now)
-        burst, budget = self.burst(), PREFILL_BUDGET
-        work: list[tuple[Generation, Job]] = []
-        for generation in self.running:
-            if generation.paused:
-                continue
+        ready = [generation for generation in self.running if not generation.paused]
+        # half of the time is the prompts', and more where more wait for their first token than write
+        beginning = sum(generation.num_computed < len(generation.prompt) for generation in ready)
+        part = max(0.5, beginning / max(len(ready), 1))
+        sizes = self._share(ready, self._budget(part))
+        burst = self._burst(sum(sizes.values()), part)
+        work = []
+        for generation in ready:
             left = len(generation.prompt) - generation.num_computed
-            if left > 0:
-                size = min(left, PREFILL_CHUNK)
-                if size > budget:
-                    continue
-                budget -= size
-            work.append((generation, self._job(generation, burst)))
+            if not left or generation in sizes:
+                work.append((generation, self._job(generation, sizes.get(generation, 0), burst)))
         return work
 
-    def _job(self, generation: Generation, burst: int) -> Job:
+    def _share(self, ready: list[Generation], budget: int) -> dict[Generation, int]:
+        """How much of each prompt is computed in this step."""
+        sizes: dict[Generation, int] = {}
+        for generation in ready:
+            size = min(len(generation.prompt) - generation.num_computed, PREFILL_CHUNK)
+            if self.runtime.exact:
+                size = min(size, budget)  # any cut gives the same bits
+            elif size > budget and sizes:
+                size = 0  # a cut that depended on company would change the result
+            if size > 0:
+                sizes[generation] = size
+                budget -= size
+        return sizes
+
+    def _job(self, generation: Generation, size: int, burst: int) -> Job:
         assert generation.slot is not None
-        begin, end = generation.num_computed, min(len(generation.prompt), generation.num_computed + PREFILL_CHUNK)
+        begin, end = generation.num_computed, generation.num_computed + size
         tokens = generation.prompt[begin:end]
         targets = generation.targets[begin:end] if generation.targets is not None else None
+        logits: Literal["none", "all"] = "all" if targets is not None and generation.top else "none"
         if not tokens:
             assert generation.last_token is not None
-            tokens, targets = [generation.last_token], None
+            tokens, targets, logits = [generation.last_token], None, "none"
         if end < len(generation.prompt) or not generation.max_tokens:
-            return Job(generation.slot, tokens, targets)
+            return Job(generation.slot, tokens, targets, logits)
         max_new = min(burst, generation.max_tokens - generation.num_generated)
-        return Job(generation.slot, tokens, targets, draw=Draw(generation.params, max_new, generation.automaton))
+        draw = Draw(generation.params, max_new, generation.automaton, generation.top)
+        return Job(generation.slot, tokens, targets, logits, draw)
+
+
+def _smooth(before: float, now: float) -> float:
+    return (1 - SMOOTHING) * before + SMOOTHING * now if before else now

@@ -15,7 +15,10 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from service import logs
 from service.app import create_app
+from service.errors import SettingError
+from service.hosts import is_loopback
 from service.settings import Settings
 from service.state import Service
 
@@ -102,10 +105,24 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def warn_if_open(settings: Settings) -> None:
+    """Say so where anybody may use the service."""
+    if not (is_loopback(settings.host) or settings.api_keys or settings.api_keys_file):
+        log.warning(
+            "AFT_HOST is %s and there are no keys: everybody who reaches this port may use the service; "
+            "AFT_API_KEYS or AFT_API_KEYS_FILE asks for keys",
+            settings.host,
+        )
+
+
 def serve(settings: Settings) -> int:
     """Serve until a signal; returns the process's exit status."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = Server(settings)
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        server = Server(settings)
+    except SettingError as error:
+        log.error("%s", error)
+        return 1
+    warn_if_open(settings)
     asyncio.run(server.serve())
     return server.exit_status if server.started else 1

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 HEARTBEAT = b":\n"  # a comment; two newlines would be an empty event for some clients
 DONE = b"data: [DONE]\n\n"
@@ -57,39 +57,44 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the source ends, the client leaves, or it accepts nothing for too long."""
-        watcher = asyncio.ensure_future(disconnected(receive))
+        loop = asyncio.get_running_loop()
+        sending = asyncio.Lock()  # an event and a heartbeat must not wait for one slow reader side by side
+        last = loop.time()  # when the reader last accepted something
+
+        async def sent(message: Message) -> None:
+            nonlocal last
+            async with sending:
+                # a heartbeat that waited for something else is not needed, and must not follow the end
+                if message.get("body") == HEARTBEAT and loop.time() - last < self._heartbeat:
+                    return
+                async with asyncio.timeout(self._stalled):
+                    await send(message)
+                last = loop.time()
+
+        async def pump() -> None:
+            async for part in self._source:
+                await sent({"type": "http.response.body", "body": part, "more_body": True})
+            await sent({"type": "http.response.body", "body": b"", "more_body": False})
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(last + self._heartbeat - loop.time())
+                await sent({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+
+        tasks: list[asyncio.Future[None]] = []
         try:
-            async with asyncio.timeout(self._stalled):
-                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await self._pump(watcher, send)
+            await sent({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            tasks = [asyncio.ensure_future(task) for task in (pump(), beat(), disconnected(receive))]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         except (TimeoutError, OSError):
             pass  # nobody reads any more: as if the client had left
         finally:
-            watcher.cancel()
+            for task in tasks:
+                task.cancel()
             try:
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await self._source.aclose()
             finally:
                 self._on_close()
-
-    async def _pump(self, watcher: asyncio.Future[None], send: Send) -> None:
-        upcoming: asyncio.Future[bytes] | None = None
-        ended = False
-        try:
-            while not ended and not watcher.done():
-                upcoming = upcoming or asyncio.ensure_future(anext(self._source))
-                await asyncio.wait((upcoming, watcher), timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED)
-                if watcher.done():
-                    return
-                part = HEARTBEAT
-                if upcoming.done():
-                    try:
-                        part = upcoming.result()
-                    except StopAsyncIteration:
-                        part = b""
-                    ended, upcoming = not part, None
-                async with asyncio.timeout(self._stalled):
-                    await send({"type": "http.response.body", "body": part, "more_body": not ended})
-        finally:
-            if upcoming is not None:
-                upcoming.cancel()
-                await asyncio.wait((upcoming,))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from model.automaton import ACCEPT, FORBIDDEN
-from model.runtime.base import Done, Job, Stop, check_jobs
+from model.runtime.base import Done, Job, Stop, Top, check_jobs
 from model.tokenizer import Bytes
 
 TEXT = b"the quick brown fox jumps over the lazy dog. "
@@ -26,13 +26,18 @@ def target_logprob(position: int, target: int) -> float:
     return -((31 * position + target) % 64) / 16
 
 
+def likeliest(position: int, count: int, vocab_size: int) -> Top:
+    """The tokens to which the fake gives most after the token at a position; of equals the lowest ids."""
+    order = sorted(range(vocab_size), key=lambda token: -target_logprob(position, token))
+    return [(token, target_logprob(position, token)) for token in order[:count]]
+
+
 class FakeRuntime:
     """Writes ``text`` in a circle, from a place that position, seed and sample decide. Bytes tokenizer."""
 
     name = "fake"
     isa = "none"
     threads = 1
-    exact = True
     weight_bytes = 1000
     state_bytes = 10
     fingerprint = "fake0123456789abcdef"
@@ -46,10 +51,11 @@ class FakeRuntime:
         vocab_size: int | None = None,
         max_position: int | None = None,
         end_at: int | None = None,
+        exact: bool = True,
     ) -> None:
         tokenizer = Bytes()
         self.vocab_size, self.end = vocab_size or tokenizer.vocab_size, tokenizer.end
-        self.num_slots, self.max_position = num_slots, max_position
+        self.num_slots, self.max_position, self.exact = num_slots, max_position, exact
         self.text, self.seconds_per_token = text, seconds_per_token
         self.end_at = end_at  # the end symbol is drawn at this position, where it may be
         self.calls: list[list[Job]] = []
@@ -79,6 +85,10 @@ class FakeRuntime:
     def _job(self, job: Job) -> Done:
         done, before = Done(), self._positions[job.slot]
         done.target_logprobs = [target_logprob(before + i, target) for i, target in enumerate(job.targets or ())]
+        if job.logits == "all":  # not normalised, as logits are
+            at = range(before, before + len(job.tokens))
+            rows = [[target_logprob(position, token) for token in range(self.vocab_size)] for position in at]
+            done.logits = np.array(rows, np.float32)
         self._positions[job.slot] += len(job.tokens)
         while job.draw is not None and done.stopped is None and len(done.drawn) < job.draw.max_new:
             if done.drawn:
@@ -94,7 +104,9 @@ class FakeRuntime:
         if position == self.end_at and (automaton is None or automaton.next[state, self.end] != FORBIDDEN):
             token = self.end
         done.drawn.append(token)
-        done.logprobs.append(0.0)
+        done.logprobs.append(target_logprob(position - 1, token))
+        if job.draw.top:
+            done.top.append(likeliest(position - 1, job.draw.top, self.vocab_size))
         if automaton is not None:
             self._automata[job.slot] = int(automaton.next[state, token])
             if self._automata[job.slot] == ACCEPT:

@@ -98,8 +98,8 @@ class Client:
         """A request on a connection of its own; the answer is not read."""
         sock = self.connect()
         raw = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}"
-        sock.sendall(f"{head}\r\n\r\n".encode() + raw)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        sock.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         return sock
 
     def close(self) -> None:
@@ -211,8 +211,9 @@ def fake_loader(*runtimes: FakeRuntime, codec: Codec | None = None) -> Callable[
                 name=f"fake{i}",
                 runtime=runtime,
                 codec=codec or Bytes(),
-                scheduler=Scheduler(runtime, settings.max_queue, settings.burst_seconds),
+                scheduler=Scheduler(runtime, settings.max_queue, settings.burst_seconds, settings.max_choices_per_key),
                 created=1,
+                window=8,
             )
             for i, runtime in enumerate(runtimes)
         ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fake_runtime import FakeRuntime, expected, target_logprob
+from fake_runtime import FakeRuntime, expected, likeliest, target_logprob
 from prometheus_client import CollectorRegistry
 
 from model.automaton import stops
@@ -33,7 +34,7 @@ class Rig:
         self.metrics = Metrics(CollectorRegistry())
         self.scheduler = Scheduler(runtime, queue, burst_seconds)
         self.engine = Engine(
-            [Served("fake", runtime, TOKENIZER, self.scheduler, 0)], self.metrics, asyncio.get_running_loop()
+            [Served("fake", runtime, TOKENIZER, self.scheduler, 0, 8)], self.metrics, asyncio.get_running_loop()
         )
 
     def make(self, prompt: str = "ab", max_tokens: int = 20, seed: int = 0, **changes: Any) -> Generation:
@@ -221,6 +222,36 @@ def test_targets_are_scored(length: int) -> None:
     run(test())
 
 
+def test_the_likeliest_beside_targets_and_draws() -> None:
+    """So many as are asked for; those of targets from the logits, those of draws from the runtime."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1), burst_seconds=1e-9) as made:
+            prompt = "a" * (PREFILL_CHUNK + 5)
+            generation = made.submit(prompt, 4, targets=[98] * (len(prompt) + 1), top=3)
+            beside_targets, beside_draws, tokens, outcome = [], [], [], None
+            while outcome is None:
+                burst = await generation.next()
+                assert len(burst.target_top) == len(burst.target_logprobs)
+                assert len(burst.top) == len(burst.logprobs) == len(burst.tokens)
+                beside_targets += burst.target_top
+                beside_draws += burst.top
+                tokens += burst.tokens
+                outcome = burst.outcome
+            assert len(beside_targets) == len(prompt) + 1
+            for position, top in enumerate(beside_targets):
+                wanted = likeliest(position, 3, made.runtime.vocab_size)
+                assert [token for token, _ in top] == [token for token, _ in wanted]
+                shift = top[0][1] - wanted[0][1]  # the fake's logits are not normalised, what is delivered is
+                assert [value - shift for _, value in top] == pytest.approx([value for _, value in wanted])
+                assert sum(math.exp(value) for _, value in top) < 1
+            first = len(prompt)
+            assert beside_draws == [likeliest(first + i, 3, made.runtime.vocab_size) for i in range(4)]
+            await idle(made, 1)
+
+    run(test())
+
+
 def test_a_score_whose_reader_lags_pauses() -> None:
     """It keeps at most MAX_PENDING chunks in its channel, and loses none."""
 
@@ -233,7 +264,7 @@ def test_a_score_whose_reader_lags_pauses() -> None:
             logprobs: list[float] = []
             while len(logprobs) < length:
                 logprobs += (await scoring.next()).target_logprobs
-                made.engine.resume()
+                made.engine.resume(scoring)
             assert logprobs == [target_logprob(i, 1) for i in range(length)]
             await idle(made, 1)
 
@@ -419,7 +450,7 @@ def test_a_reader_that_lags_pauses_itself_alone() -> None:
             tokens: list[int] = []
             while len(tokens) < 300:
                 tokens += (await lagging.next()).tokens
-                made.engine.resume()
+                made.engine.resume(lagging)
             assert TOKENIZER.decode(tokens) == expected("lagging", 0, 300)
             await idle(made, 2)
 
@@ -435,6 +466,95 @@ def test_a_paused_generation_can_be_cancelled() -> None:
             await until(lambda: lagging.paused)
             made.engine.cancel(lagging)
             await idle(made, 1)
+
+    run(test())
+
+
+def test_deadlines() -> None:
+    """Whoever is late ends with timeout: in a slot, in the queue, or paused; who is in time is not harmed."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(2, seconds_per_token=0.001)
+        async with rig(runtime, burst_seconds=0.005) as made:
+            late = time.perf_counter() + 0.15
+            running = made.submit("running", 10**6, deadline=late)
+            paused = made.submit("paused", 10**6, deadline=late)
+            waiting = made.submit("WAITING", 10, deadline=late)
+            in_time = made.submit("in time", 10, deadline=late + 100)
+            text = ""
+            while True:
+                burst = await running.next()
+                made.engine.resume(running)
+                text += TOKENIZER.decode(burst.tokens)
+                if burst.outcome is not None:
+                    break
+            assert burst.outcome is Outcome.TIMEOUT
+            assert time.perf_counter() >= late
+            assert text == expected("running", 0, len(text)) != ""
+            assert await collect(waiting) == ("", Outcome.TIMEOUT)
+            assert waiting.admitted is None
+            assert (await collect(paused))[1] is Outcome.TIMEOUT
+            assert await collect(in_time) == (expected("in time", 0, 10), Outcome.LENGTH)
+            await idle(made, 2)
+            assert not any(ord("W") in job.tokens for call in runtime.calls for job in call)
+
+    run(test())
+
+
+def test_a_long_prompt_is_late_too() -> None:
+    """Between its chunks, with no token drawn."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1, seconds_per_token=0.002)
+        async with rig(runtime) as made:
+            generation = made.submit("p" * 2000 * PREFILL_CHUNK, deadline=time.perf_counter() + 0.1)
+            assert await collect(generation) == ("", Outcome.TIMEOUT)
+            assert generation.admitted is not None
+            assert 0 < generation.num_computed < len(generation.prompt)
+            await idle(made, 1)
+
+    run(test())
+
+
+def test_the_rest_of_an_admitted_request_is_not_refused() -> None:
+    """Though slots and places are taken; others still are."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(1)
+        async with rig(runtime, queue=0) as made:
+            runtime.gate.clear()
+            first = made.submit("first", max_tokens=5)
+            await until(runtime.blocked.is_set)
+            second = made.make("second", max_tokens=5)
+            made.engine.submit(second, force=True)
+            with pytest.raises(ApiError):
+                made.submit("third")
+            runtime.gate.set()
+            for generation, name in ((first, "first"), (second, "second")):
+                assert await collect(generation) == (expected(name, 0, 5), Outcome.LENGTH)
+            await idle(made, 1)
+
+    run(test())
+
+
+def test_a_new_one_waits_for_a_step_at_most() -> None:
+    """Its prompt is computed beside a long one, in the first step that begins after it came."""
+
+    async def test() -> None:
+        runtime = FakeRuntime(2, seconds_per_token=0.001)
+        async with rig(runtime) as made:
+            long = made.submit("p" * 500 * PREFILL_CHUNK, max_tokens=1)
+            await until(lambda: made.scheduler.prefill_seconds)
+            runtime.gate.clear()
+            runtime.blocked.clear()
+            await until(runtime.blocked.is_set)
+            begun = len(runtime.calls)
+            new = made.submit("new", max_tokens=3)
+            runtime.gate.set()
+            await new.next()
+            assert [job.slot for job in runtime.calls[begun]] == [long.slot, new.slot]
+            assert long.num_computed < len(long.prompt)
+            made.engine.cancel(long)
 
     run(test())
 
@@ -497,8 +617,10 @@ def test_bursts_grow_and_shrink() -> None:
         runtime = FakeRuntime(1, seconds_per_token=0.001)
         async with rig(runtime, burst_seconds=0.02) as made:
             running = made.submit(max_tokens=10**9)
-            lengths = [len((await running.next()).tokens) for _ in range(12)]
-            made.engine.resume()
+            lengths = []
+            for _ in range(12):
+                lengths.append(len((await running.next()).tokens))
+                made.engine.resume(running)
             assert lengths[0] == 1
             assert 4 <= max(lengths) <= 20
             waiting = made.submit(max_tokens=3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from service.errors import ApiError
-from service.schema.completions import CompletionRequest
+from service.schema.completions import CompletionRequest, StreamOptions
 from service.schema.parse import parse, read_body
 
 GOOD: dict[str, Any] = {"model": "m", "prompt": "p"}
@@ -40,41 +40,88 @@ def accept(**fields: Any) -> CompletionRequest:
 
 
 def test_a_body() -> None:
-    """All fields that are built."""
+    """All fields."""
     fields: dict[str, Any] = {
         "max_tokens": 5, "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0.5, "seed": -(2**63), "stop": ["a"],
-        "stream": True, "stream_options": {"include_usage": True},
+        "stream": True, "n": 3, "best_of": 3, "frequency_penalty": -2, "presence_penalty": 2, "repetition_penalty": 1.5,
+        "ignore_eos": True, "echo": False, "logprobs": 5, "user": "somebody", "suffix": None,
     }  # fmt: skip
-    request = accept(**fields)
-    assert {name: getattr(request, name) for name in fields if name != "stream_options"} == {
-        name: value for name, value in fields.items() if name != "stream_options"
-    }
+    request = accept(**fields, stream_options={"include_usage": True}, logit_bias={"7": -100, "12": 0.5})
+    assert {name: getattr(request, name) for name in fields} == fields
     assert request.stream_options is not None
     assert request.stream_options.include_usage is True
+    assert request.logit_bias == {7: -100, 12: 0.5}
+    assert set(CompletionRequest.model_fields) == {*fields, *GOOD, "stream_options", "logit_bias"}
 
 
 def test_defaults_and_null() -> None:
     """Null is absence, but for max_tokens of a stream."""
-    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "stream_options")
+    names = [name for name in CompletionRequest.model_fields if name not in GOOD]
     plain, nulls = accept(), accept(**dict.fromkeys(names))
     assert plain.max_tokens == 256
     assert not plain.unlimited
     assert not nulls.unlimited
-    for name in names[1:]:
-        assert getattr(plain, name) is None
-        assert getattr(nulls, name) is None
+    for name in names:
+        if name != "max_tokens":
+            assert getattr(plain, name) is None
+            assert getattr(nulls, name) is None
     assert accept(max_tokens=None, stream=True).unlimited
     assert not accept(stream=True).unlimited
     assert not accept(max_tokens=5, stream=True).unlimited
     assert accept(stop=[]).stops == []
     assert accept(stop="a").stops == ["a"]
+    assert accept(logit_bias={}).logit_bias == {}
+    assert accept(stream=True, stream_options=dict.fromkeys(StreamOptions.model_fields)).stream_options is not None
+    assert (plain.num_choices, plain.samples) == (1, 1)
+    assert (accept(n=2).samples, accept(n=2, best_of=5).samples, accept(best_of=5).num_choices) == (2, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("a", ["a"]), ("", [""]), (["a", ""], ["a", ""]), ([5], [[5]]), ([1, 2], [[1, 2]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+        ([[]], [[]]), ([[], [1]], [[], [1]]), ([10**30, -1], [[10**30, -1]]),
+    ],
+)  # fmt: skip
+def test_prompts(prompt: Any, wanted: Any) -> None:
+    """One or many, text or ids. Whether ids are in the vocabulary is the model's matter."""
+    assert accept(prompt=prompt).prompt == wanted
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [], {}, 1, 1.5, True, None, ["a", 1], [1, "a"], [1, 2.0], [1, True], [True], [None], ["a", None], [[1], "a"],
+        [["a"]], [[1], 2], [1, [2]], [[1], [True]], [[1.0]], [[None]], [[[1]]], [[[]]], [{}], [[1], None],
+    ],
+)  # fmt: skip
+def test_prompts_that_are_refused(prompt: Any) -> None:
+    """Empty, mixed, other numbers, nested deeper."""
+    refuse({**GOOD, "prompt": prompt}, "prompt", "prompt", "list of strings")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a", "-1", "+1", "1.0", "1e3", " 1", "1 ", "1_0", "²", "١", "1" * 10, "9" * 5000, "null", "\ud800"]
+)
+def test_names_of_biases(name: str) -> None:
+    """Only ids in plain digits."""
+    refuse({**GOOD, "logit_bias": {"1": 0, name: 1}}, "logit_bias", "logit_bias", "digits")
+
+
+def test_an_id_with_two_biases() -> None:
+    """One name twice is refused by that; two names of one id are refused too."""
+    refuse(b'{"model":"m","prompt":"p","logit_bias":{"7":1,"7":2}}', "7", "twice")
+    refuse({**GOOD, "logit_bias": {"7": 1, "007": 1}}, "logit_bias", "twice")
+    refuse({**GOOD, "logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "1024", "1025")
+    assert len(accept(logit_bias={str(i): 1 for i in range(1024)}).logit_bias or ()) == 1024
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("model", None), ("model", 1), ("prompt", None), ("prompt", 1), ("prompt", True), ("prompt", {}),
-        ("max_tokens", "5"), ("max_tokens", True), ("max_tokens", 1.0), ("max_tokens", 0), ("max_tokens", -1),
+        ("max_tokens", "5"), ("max_tokens", True), ("max_tokens", 1.0), ("max_tokens", -1),
         ("temperature", "0.5"), ("temperature", True), ("temperature", -0.1), ("temperature", 2.1), ("temperature", []),
         ("temperature", 10**400),
         ("top_p", 0), ("top_p", 1.01), ("top_p", "1"),
@@ -83,6 +130,16 @@ def test_defaults_and_null() -> None:
         ("seed", True), ("seed", 10**400),
         ("stop", ""), ("stop", ["a", ""]), ("stop", ["a"] * 17), ("stop", [1]), ("stop", 5),
         ("stream", "true"), ("stream", 1), ("stream_options", []), ("stream_options", True),
+        ("n", 0), ("n", 129), ("n", 1.0), ("n", "1"), ("n", True), ("best_of", 0), ("best_of", 21), ("best_of", True),
+        ("frequency_penalty", -2.1), ("frequency_penalty", 2.1), ("frequency_penalty", "1"),
+        ("presence_penalty", -2.1), ("presence_penalty", 2.1), ("presence_penalty", []), ("presence_penalty", 10**400),
+        ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", 1e-4),
+        ("repetition_penalty", 1001), ("repetition_penalty", "1"), ("repetition_penalty", True),
+        ("logit_bias", []), ("logit_bias", "1"), ("logit_bias", {"1": 100.5}), ("logit_bias", {"1": -101}),
+        ("logit_bias", {"1": "1"}), ("logit_bias", {"1": None}), ("logit_bias", {"1": True}),
+        ("ignore_eos", 1), ("ignore_eos", "true"), ("echo", 0), ("echo", "false"),
+        ("logprobs", -1), ("logprobs", 6), ("logprobs", True), ("logprobs", "1"), ("logprobs", 1.0),
+        ("user", 1), ("user", []), ("suffix", ""), ("suffix", "x"), ("suffix", False),
     ],
 )  # fmt: skip
 def test_values_that_are_refused(name: str, value: Any) -> None:
@@ -102,7 +159,7 @@ def test_the_message_names_the_limit() -> None:
     refuse({**GOOD, "stop": ["a"] * 17}, "stop", "16")
 
 
-@pytest.mark.parametrize("name", ["suffix", "x", "", "é", "\ud800", "a" * 5000, "model\n"])
+@pytest.mark.parametrize("name", ["logprob", "x", "", "é", "\ud800", "a" * 5000, "model\n"])
 def test_unknown_fields(name: str) -> None:
     """Refused by name, clipped, encodable; also inside an object."""
     refuse({**GOOD, name: 1}, name if name.isascii() and len(name) < 60 else ANY)
@@ -121,12 +178,53 @@ class _Any(str):
 ANY = _Any("")
 
 
-def test_fields_that_need_each_other() -> None:
-    """stream_options without stream."""
-    with pytest.raises(ApiError) as caught:
-        accept(stream_options={"include_usage": True})
-    assert caught.value.status == 400
-    assert "stream" in caught.value.message
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {}, "stream": False}, "stream_options"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": False}, "echo"),
+        ({"max_tokens": 0, "logprobs": 1}, "echo"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"n": 21, "best_of": 20}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"n": 2, "best_of": 3, "stream": True}, "best_of"),
+    ],
+)
+def test_fields_that_need_each_other(fields: dict[str, Any], word: str) -> None:
+    """No single field is wrong: the message names them."""
+    refuse({**GOOD, **fields}, None, word)
+
+
+def test_fields_that_go_together() -> None:
+    """What is at the border of the above is taken."""
+    accept(max_tokens=0, echo=True)
+    accept(max_tokens=0, echo=True, logprobs=1, stream=True)
+    accept(n=2, best_of=2, stream=True)
+    accept(n=20, best_of=20)
+    accept(n=128)
+    accept(stream=True, stream_options={})
+
+
+@pytest.mark.parametrize("name", ["include_usage", "continuous_usage_stats"])
+def test_options_of_a_stream(name: str) -> None:
+    """Booleans or null."""
+    for value in (True, False, None):
+        options = accept(stream=True, stream_options={name: value}).stream_options
+        assert options is not None
+        assert getattr(options, name) is value
+    for wrong in (1, "true", []):
+        refuse({**GOOD, "stream": True, "stream_options": {name: wrong}}, "stream_options", name)
+
+
+def test_obfuscation_is_not_done() -> None:
+    """So only its absence can be asked for."""
+    for value in (False, None):
+        accept(stream=True, stream_options={"include_obfuscation": value})
+    for wrong in (True, 1, "false"):
+        body = {**GOOD, "stream": True, "stream_options": {"include_obfuscation": wrong}}
+        refuse(body, "stream_options", "include_obfuscation")
 
 
 @pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999"])
@@ -174,12 +272,12 @@ def test_lone_surrogates_in_stops(value: str) -> None:
 
 def test_pairs_of_surrogates_are_text() -> None:
     """How JSON escapes what is beyond U+FFFF."""
-    assert parse(b'{"model":"m","prompt":"\\ud83d\\ude00"}', CompletionRequest).prompt == "😀"
+    assert parse(b'{"model":"m","prompt":"\\ud83d\\ude00"}', CompletionRequest).prompt == ["😀"]
 
 
 def test_the_value_is_not_repeated() -> None:
     """A secret in a body is not in the answer."""
-    for body in ({**GOOD, "seed": "s3cr3t"}, {**GOOD, "prompt": ["s3cr3t"]}, {**GOOD, "stop": {"a": "s3cr3t"}}):
+    for body in ({**GOOD, "seed": "s3cr3t"}, {**GOOD, "prompt": ["s3cr3t", 1]}, {**GOOD, "stop": {"a": "s3cr3t"}}):
         with pytest.raises(ApiError) as caught:
             parse(json.dumps(body).encode(), CompletionRequest)
         assert "s3cr3t" not in caught.value.message
@@ -208,7 +306,7 @@ def check(raw: bytes) -> None:
     except ApiError as error:
         check_refusal(error)
     else:
-        assert request.max_tokens is None or request.max_tokens >= 1
+        assert request.max_tokens is None or request.max_tokens >= (0 if request.echo else 1)
         assert all(request.stops)
 
 

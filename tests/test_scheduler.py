@@ -10,7 +10,15 @@ from model.runtime.base import Draw, Job
 from model.sampling import SamplingParams
 from model.tokenizer import Bytes
 from service.request import MAX_PENDING, Generation
-from service.scheduler import MAX_BURST, MAX_BURST_QUEUED, PREFILL_BUDGET, PREFILL_CHUNK, QueueFullError, Scheduler
+from service.scheduler import (
+    FIRST_BUDGET,
+    MAX_BURST,
+    MAX_BURST_QUEUED,
+    PREFILL_BUDGET,
+    PREFILL_CHUNK,
+    QueueFullError,
+    Scheduler,
+)
 
 TOKENIZER = Bytes()
 NO_STOPS = stops(TOKENIZER.token_bytes, [], TOKENIZER.end, ignore_end=True)
@@ -22,9 +30,11 @@ def make(name: str = "g", prompt: int = 3, max_tokens: int = 10) -> Generation:
     return Generation(name, "fake", tokens, SamplingParams(), max_tokens, NO_STOPS)
 
 
-def scheduler(slots: int = 2, queue: int = 3, burst_seconds: float = 0.05) -> Scheduler:
+def scheduler(
+    slots: int = 2, queue: int = 3, burst_seconds: float = 0.05, max_per_key: int = 0, *, exact: bool = True
+) -> Scheduler:
     """A scheduler on a fake."""
-    return Scheduler(FakeRuntime(slots), queue, burst_seconds)
+    return Scheduler(FakeRuntime(slots, exact=exact), queue, burst_seconds, max_per_key)
 
 
 def book(work: list[tuple[Generation, Job]]) -> None:
@@ -130,43 +140,125 @@ def test_targets_are_cut_as_the_prompt_is(length: int, max_tokens: int) -> None:
         assert s.schedule(0.0)[0][1].targets is None
 
 
-@pytest.mark.parametrize("length", [1, 2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 3 * PREFILL_CHUNK + 7])
-@pytest.mark.parametrize("company", [0, 5])
-def test_how_a_prompt_is_cut_does_not_depend_on_company(length: int, company: int) -> None:
-    """Chunks of the same sizes alone and beside other prompts; only the last one draws."""
-    s = scheduler(slots=8, queue=8)
-    for i in range(company):
-        s.add(make(f"other {i}", prompt=5000))
-    mine = make("mine", prompt=length)
-    s.add(mine)
+def cuts_of(s: Scheduler, mine: Generation) -> list[Job]:
+    """The jobs of one generation until it has drawn."""
     cut: list[Job] = []
-    for _ in range(1000):
+    for _ in range(5000):
         work = s.schedule(0.0)
         cut += [job for g, job in work if g is mine]
         book(work)
         if mine.num_generated:
-            break
+            return cut
+    raise AssertionError("it never draws")
+
+
+LENGTHS = [1, 2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 3 * PREFILL_CHUNK + 7]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("company", [0, 5])
+@pytest.mark.parametrize("prefill_seconds", [0.0, 1e-6, 4e-5, 1.0])
+def test_how_a_prompt_is_cut_does_not_depend_on_company(length: int, company: int, prefill_seconds: float) -> None:
+    """Where a cut changes bits: chunks of the same sizes alone and beside others, whatever a token costs."""
+    s = scheduler(slots=8, queue=8, exact=False)
+    s.prefill_seconds = prefill_seconds
+    for i in range(company):
+        s.add(make(f"other {i}", prompt=5000))
+    mine = make("mine", prompt=length)
+    s.add(mine)
+    cut = cuts_of(s, mine)
     assert [token for job in cut for token in job.tokens] == mine.prompt
     full, rest = divmod(length, PREFILL_CHUNK)
     assert [len(job.tokens) for job in cut] == [PREFILL_CHUNK] * full + [rest] * bool(rest)
     assert [job.draw is None for job in cut] == [True] * (len(cut) - 1) + [False]
 
 
-def test_prompts_share_a_budget_and_the_oldest_come_first() -> None:
-    """A step computes so many tokens of prompts at most; running streams draw in every step."""
-    s = scheduler(slots=8)
-    decoding = make("decoding", prompt=1, max_tokens=100)
-    s.add(decoding)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("company", [0, 5])
+@pytest.mark.parametrize("budget", [1, 7, 100, PREFILL_CHUNK, PREFILL_BUDGET])
+def test_an_exact_runtimes_prompt_is_cut_anywhere(length: int, company: int, budget: int) -> None:
+    """Each token once and in order, never more than a chunk or the budget; only the last job draws."""
+    s = scheduler(slots=8, queue=8)
+    s.prefill_seconds = s.burst_seconds / (budget + 0.5)  # all of a step, where nobody writes yet
+    for i in range(company):
+        s.add(make(f"other {i}", prompt=300))
+    mine = make("mine", prompt=length)
+    s.add(mine)
+    cut = cuts_of(s, mine)
+    assert [token for job in cut for token in job.tokens] == mine.prompt
+    assert all(0 < len(job.tokens) <= min(budget, PREFILL_CHUNK) for job in cut)
+    assert [job.draw is None for job in cut] == [True] * (len(cut) - 1) + [False]
+
+
+def sizes_of(work: list[tuple[Generation, Job]]) -> dict[str, int]:
+    """How many tokens each has in a step."""
+    return {generation.id: len(job.tokens) for generation, job in work}
+
+
+def beside_prompts(*, exact: bool) -> Scheduler:
+    """One running stream and six prompts of two chunks each."""
+    s = scheduler(slots=8, exact=exact)
+    s.add(make("decoding", prompt=1, max_tokens=100))
     book(s.schedule(0.0))
     for i in range(6):
         s.add(make(str(i), prompt=2 * PREFILL_CHUNK))
+    return s
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_prompts_share_a_budget_and_the_oldest_come_first(exact: bool) -> None:
+    """A step computes so many tokens of prompts at most; running streams draw in every step."""
+    s = beside_prompts(exact=exact)
+    s.prefill_seconds = 1e-9
     work = s.schedule(0.0)
     assert [g.id for g, _ in work] == ["decoding", "0", "1", "2", "3"]
     assert sum(len(job.tokens) for _, job in work[1:]) == PREFILL_BUDGET
     book(work)
     book(s.schedule(0.0))
     assert [g.id for g, _ in s.schedule(0.0)] == ["decoding", "0", "1", "2", "3", "4", "5"]
-    assert decoding.num_generated == 3
+    assert s.running[0].num_generated == 3
+
+
+def test_the_budget_is_measured_time() -> None:
+    """Few tokens before their cost is known; then a part of burst_seconds, but at least a token."""
+    s = beside_prompts(exact=True)
+    assert sizes_of(s.schedule(0.0)) == {"decoding": 1, "0": FIRST_BUDGET}
+    seconds = s.burst_seconds * 6 / 7  # one writes, six wait for their first token
+    for each, wanted in [
+        (1.00001 * seconds / 1000, {"decoding": 1, "0": 512, "1": 487}),
+        (0.99999 * seconds / 1000, {"decoding": 1, "0": 512, "1": 488}),
+        (0.99999 * seconds / 100, {"decoding": 1, "0": 100}),
+        (7.0, {"decoding": 1, "0": 1}),
+    ]:
+        s.prefill_seconds = each
+        assert sizes_of(s.schedule(0.0)) == wanted
+
+
+@pytest.mark.parametrize(("writing", "beginning", "part"), [(3, 1, 0.5), (2, 2, 0.5), (1, 3, 0.75), (0, 4, 1.0)])
+def test_prompts_have_half_of_a_step_or_their_part_of_the_streams(writing: int, beginning: int, part: float) -> None:
+    """A long prompt beside many streams does not wait for them; many first tokens do not wait for one stream."""
+    s = scheduler(slots=4, queue=8)
+    for i in range(writing):
+        s.add(make(f"writing {i}", prompt=1, max_tokens=1000))
+    if writing:
+        book(s.schedule(0.0))
+    for i in range(beginning):
+        s.add(make(f"beginning {i}", prompt=100 * PREFILL_CHUNK, max_tokens=1000))
+    s.prefill_seconds, s.seconds_per_token = 0.99999 * s.burst_seconds / 400, 0.999 * s.burst_seconds / 40
+    sizes = sizes_of(s.schedule(0.0))
+    assert sum(size for name, size in sizes.items() if name.startswith("beginning")) == 400 * part
+    draws = {job.draw.max_new for generation, job in s.schedule(0.0) if job.draw and "writing" in generation.id}
+    assert draws == ({40 * (1 - part)} if writing else set())
+
+
+def test_where_a_cut_changes_bits_the_budget_holds_whole_chunks() -> None:
+    """As many chunks as fit, but at least one; a short prompt may use what a long one cannot."""
+    s = beside_prompts(exact=False)
+    s.add(make("short", prompt=300))
+    s.prefill_seconds = 0.99999 * s.burst_seconds * 7 / 8 / 1000
+    assert sizes_of(s.schedule(0.0)) == {"decoding": 1, "0": 512, "short": 300}
+    s.prefill_seconds = 7.0
+    assert sizes_of(s.schedule(0.0)) == {"decoding": 1, "0": 512}
 
 
 def test_the_last_token_is_the_next_job() -> None:
@@ -183,49 +275,159 @@ def test_the_last_token_is_the_next_job() -> None:
 
 
 def test_bursts_adapt() -> None:
-    """One token before a rate is known or while a prompt is computed, few while somebody waits; else what fits."""
+    """One token before a rate is known, few while somebody waits; else what fits."""
     s = scheduler(slots=1, burst_seconds=0.05)
-    assert s.burst() == 1
+    assert s._burst(0, 0.5) == 1
     s.seconds_per_token = 0.001
-    assert s.burst() == 50
+    assert s._burst(0, 0.5) == 50
     s.seconds_per_token = 1e-6
-    assert s.burst() == MAX_BURST
+    assert s._burst(0, 0.5) == MAX_BURST
     s.seconds_per_token = 1.0
-    assert s.burst() == 1
+    assert s._burst(0, 0.5) == 1
     s.seconds_per_token = 0.001
     s.add(make("first", prompt=1, max_tokens=1000))
-    assert s.burst() == MAX_BURST_QUEUED
+    assert s._burst(0, 0.5) == MAX_BURST_QUEUED
     book(s.schedule(0.0))
-    assert s.burst() == 50
+    assert s._burst(0, 0.5) == 50
     s.add(make("second"))
-    assert s.burst() == MAX_BURST_QUEUED
+    assert s._burst(0, 0.5) == MAX_BURST_QUEUED
     s.seconds_per_token = 1.0
-    assert s.burst() == 1
+    assert s._burst(0, 0.5) == 1
+
+
+def test_bursts_beside_prompts() -> None:
+    """As long as the prompts take, but half of burst_seconds at most; one token before their cost is known."""
+    s = scheduler(burst_seconds=0.05)
+    assert s._burst(100, 0.5) == 1
+    s.seconds_per_token = 0.001
+    assert s._burst(100, 0.5) == 1
+    s.prefill_seconds = 0.0001
+    assert [s._burst(prefill, 0.5) for prefill in (0, 1, 101, 201, 251, 2000)] == [50, 1, 10, 20, 25, 25]
+    assert [s._burst(prefill, 0.75) for prefill in (0, 303, 2000)] == [50, 10, 12]
 
 
 def test_a_prefill_shortens_the_others_bursts() -> None:
-    """While a prompt is computed, running streams draw one token a step."""
+    """In the step that computes a prompt, and only there."""
     s = scheduler(slots=2)
     s.add(make("decoding", prompt=1, max_tokens=1000))
     book(s.schedule(0.0))
     s.seconds_per_token = 0.001
-    s.add(make("prefilling", prompt=2 * PREFILL_CHUNK))
-    draws = [job.draw.max_new if job.draw else 0 for _, job in s.schedule(0.0)]
-    assert draws == [1, 0]
+    s.add(make("prefilling", prompt=2 * PREFILL_CHUNK, max_tokens=1000))
+
+    def draws() -> list[int]:
+        work = s.schedule(0.0)
+        book(work)
+        return [job.draw.max_new if job.draw else 0 for _, job in work]
+
+    assert draws() == [1, 0]
+    s.prefill_seconds = 0.0100001 / PREFILL_CHUNK
+    assert draws() == [10, 10]
+    assert draws() == [50, 50]
 
 
-def test_only_decode_steps_teach_the_rate() -> None:
-    """A step's cost a token, smoothed; steps with a prefill say nothing about decoding."""
+def test_what_a_step_teaches() -> None:
+    """A step's cost a token, smoothed. What a prompt costs is what the draws beside it do not explain."""
     s = scheduler()
     draw = Draw(SamplingParams(), 10)
-    s.observe([Job(0, [1], draw=draw), Job(1, [1, 2, 3], draw=draw)], 10, 5.0)
-    assert s.seconds_per_token == 0.0
     s.observe([Job(0, [1])], 0, 5.0)
-    assert s.seconds_per_token == 0.0
+    assert (s.seconds_per_token, s.prefill_seconds) == (0.0, 0.0)
     s.observe([Job(0, [1], draw=draw)], 10, 0.1)
     assert s.seconds_per_token == pytest.approx(0.01)
     s.observe([Job(0, [1], draw=draw)], 10, 0.2)
-    assert s.seconds_per_token == pytest.approx(0.8 * 0.01 + 0.2 * 0.02)
+    rate = 0.8 * 0.01 + 0.2 * 0.02
+    assert s.seconds_per_token == pytest.approx(rate)
+    s.observe([Job(0, [1], draw=draw), Job(1, [1] * 100, draw=draw)], 10, 0.2 + 9 * rate)
+    assert s.prefill_seconds == pytest.approx(0.002)
+    s.observe([Job(0, [1] * 60), Job(1, [1] * 40)], 0, 0.4)
+    assert s.prefill_seconds == pytest.approx(0.8 * 0.002 + 0.2 * 0.004)
+    s.observe([Job(0, [1], draw=draw), Job(1, [1] * 100, draw=draw)], 10, 1e-9)
+    assert s.prefill_seconds == pytest.approx(0.8 * 0.0024)
+    assert s.seconds_per_token == pytest.approx(rate)
+
+
+BURST = 0.05
+
+
+COSTS = [(0.0, 1e-4, 2e-5), (1e-3, 2e-3, 4e-5), (2e-4, 5e-5, 1e-6), (5e-3, 5e-3, 1e-4), (0.0, 1e-6, 1e-3)]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "token", "prefill", "exact"),
+    # a chunk that must not be cut takes what it takes
+    [(*costs, exact) for costs in COSTS for exact in (True, False) if exact or costs[2] * PREFILL_CHUNK <= BURST],
+)
+def test_a_long_prompt_does_not_stall_who_runs(fixed: float, token: float, prefill: float, exact: bool) -> None:
+    """By a clock of costs: no gap above twice burst_seconds, and the prompt gets its share of the time."""
+    s = scheduler(slots=4, burst_seconds=BURST, exact=exact)
+    now, last, gaps = 0.0, dict.fromkeys("abc", 0.0), []
+    for name in "abc":
+        s.add(make(name, prompt=20, max_tokens=10**9))
+
+    def step() -> None:
+        nonlocal now
+        work = s.schedule(now)
+        jobs = [job for _, job in work]
+        drawn = max(job.draw.max_new if job.draw else 0 for job in jobs)
+        seconds = fixed + token * drawn + prefill * sum(len(job.tokens) for job in jobs if len(job.tokens) > 1)
+        now += seconds
+        s.observe(jobs, drawn, seconds)
+        book(work)
+        for generation, job in work:
+            if job.draw is not None and generation is not long:
+                gaps.append(now - last[generation.id])
+                last[generation.id] = now
+
+    long = make("long", prompt=100_000, max_tokens=1)
+    for _ in range(20):
+        step()
+    gaps.clear()
+    began, before = now, s.running[0].num_generated
+    s.add(long)
+    while not long.num_generated:
+        step()
+    assert max(gaps) <= 2 * BURST
+    steps = len(gaps) / 3
+    assert now - began <= 2.5 * 100_000 * prefill + 2 * fixed * steps + 1
+    assert s.running[0].num_generated - before >= steps
+
+
+def test_a_key_holds_so_many_slots() -> None:
+    """Who has enough is passed over, in its place in the queue; who has no key is not counted."""
+    s = scheduler(slots=5, queue=20, max_per_key=2)
+    generations = {name: make(name) for name in ("a1", "a2", "a3", "b1", "a4", "1", "2", "3")}
+    for name, generation in generations.items():
+        generation.key = name[0] if name[0].isalpha() else ""
+        s.add(generation)
+    s.schedule(0.0)
+    assert [g.id for g in s.running] == ["a1", "a2", "b1", "1", "2"]
+    assert [g.id for g in s.waiting] == ["a3", "a4", "3"]
+    s.remove(generations["1"])
+    s.schedule(0.0)
+    assert [g.id for g in s.running] == ["a1", "a2", "b1", "2", "3"]
+    s.remove(generations["2"])
+    s.remove(generations["a2"])
+    s.schedule(0.0)
+    assert [g.id for g in s.running] == ["a1", "b1", "3", "a3"]
+    assert ([g.id for g in s.waiting], len(s.free)) == (["a4"], 1)
+
+
+def test_without_a_limit_a_key_may_hold_all() -> None:
+    """0 means any number."""
+    s = scheduler(slots=3)
+    for i in range(3):
+        s.add(make(str(i)))
+        s.waiting[-1].key = "a"
+    s.schedule(0.0)
+    assert len(s.running) == 3
+
+
+def test_the_rest_of_an_admitted_request_is_never_refused() -> None:
+    """It is queued though there is no place; its turn is after those who wait."""
+    s = scheduler(slots=1, queue=1)
+    s.add(make("0"), make("1"))
+    s.add(make("2"), force=True)
+    assert [g.id for g in s.waiting] == ["0", "1", "2"]
+    assert s.capacity == 2
 
 
 def test_a_paused_generation_has_no_job() -> None:

@@ -29,7 +29,9 @@ def test_defaults() -> None:
         "threads": 0, "slots": 64, "max_queue": 256, "max_tokens": 1_000_000, "max_stream_tokens": 2_000_000,
         "max_stream_seconds": 3600, "max_prompt_tokens": 1_000_000, "max_body_bytes": 8 * 1024 * 1024,
         "max_upload_bytes": 1024 * 1024, "burst_seconds": 0.05, "heartbeat_seconds": 10, "stalled_reader_seconds": 60,
-        "drain_seconds": 30, "keep_alive_seconds": 75, "log_level": "info",
+        "drain_seconds": 30, "keep_alive_seconds": 75, "log_level": "info", "log_format": "console", "api_keys": [],
+        "api_keys_file": None, "rate_limit": "", "max_choices_per_key": 0, "allowed_hosts": [], "cors_origins": [],
+        "max_choices": 128, "max_scored_prompts": 1024, "deadline_seconds": 0,
     }  # fmt: skip
 
 
@@ -93,6 +95,9 @@ def test_flags_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ([], {"DRAIN_SECONDS": "nan"}, "drain_seconds"),
         ([], {"LOG_LEVEL": "loud"}, "log_level"),
         ([], {"MODELS": "mine"}, "models"),
+        ([], {"API_KEYS": "sesame"}, "api_keys"),
+        ([], {"API_KEYS": '{"sesame": 1}'}, "api_keys"),
+        ([], {"LOG_FORMAT": "xml"}, "log_format"),
     ],
 )
 def test_bad_values(monkeypatch: pytest.MonkeyPatch, flags: list[str], env: dict[str, Any], name: str) -> None:
@@ -102,3 +107,10 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, flags: list[str], env: dict
     assert stderr.count("\n") == 1
     assert stderr.startswith("aft: ")
     assert name in stderr
+    assert "sesame" not in stderr
+
+
+def test_keys_are_not_shown() -> None:
+    """Wherever settings are printed."""
+    settings = Settings(api_keys=["sesame"])
+    assert "sesame" not in f"{settings!r} {settings} {settings.model_dump_json()}"

@@ -140,6 +140,36 @@ def test_heartbeats_fill_a_silence() -> None:
     assert parts.count(HEARTBEAT) >= 4
 
 
+def test_one_message_is_sent_at_a_time() -> None:
+    """A reader slower than the heartbeat gets what it is sent one by one, and nothing after the end."""
+    under_way = most = 0
+    begun: Sent = []
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal under_way, most
+        begun.append(message)
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.1)
+        under_way -= 1
+
+    sent = call(Source(b"one", b"two"), send=send, heartbeat=0.03)
+    assert most == 1
+    assert [part for part in bodies(sent) if part != HEARTBEAT] == [b"one", b"two", b""]
+    assert begun == sent
+    assert [message.get("more_body") for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+
+
+def test_no_heartbeat_follows_what_was_just_accepted() -> None:
+    """One that waited for a slow part is no longer needed."""
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("body") == b"slow":
+            await asyncio.sleep(0.15)
+
+    assert bodies(call(Source(b"slow"), send=send, heartbeat=0.05)) == [b"slow", b""]
+
+
 def test_a_client_that_says_it_left() -> None:
     """``receive`` ends a stream that is silent; messages of the request's body do not."""
     messages = iter([{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}])

@@ -183,7 +183,7 @@ class EagerRuntime:
             raise StateError("the state's head and its layers stand at different positions")
         if not isinstance(automaton_state, int) or automaton_state < 0:
             raise StateError("the state's automaton is in no state")
-        states.check_sampler(counts, seen.view(np.uint8), position)
+        states.check_sampler(counts.astype(np.int32), seen.astype(np.uint8), position)
         self._write(slot, layers)
         self._positions[slot] = position
         self._samplers[slot] = SlotSampler(counts.astype(np.int32), seen.astype(np.bool_), automaton_state)

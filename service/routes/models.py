@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 
 from model.pixels import PixelCodec
 from service.engine import Served
@@ -13,34 +14,61 @@ from service.state import Service
 router = APIRouter()
 
 
-def describe(model: Served) -> dict[str, Any]:
+class Card(BaseModel):
+    """One model. ``max_model_len`` is null where a sequence has no end; an image model has what it draws, too."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "aft-serve"
+    kind: Literal["text", "image"]
+    vocab_size: int
+    window: int
+    state_bytes: int
+    max_model_len: int | None
+
+
+class ImageCard(Card):
+    """One image model."""
+
+    labels: list[str]
+    styles: list[str]
+    size: str
+
+
+class Cards(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[ImageCard | Card]
+
+
+def describe(model: Served) -> ImageCard | Card:
     """One entry."""
-    facts: dict[str, Any] = {}
-    if isinstance(model.codec, PixelCodec):
-        raster = model.codec.raster
-        facts = {"labels": model.codec.labels, "styles": model.codec.styles, "size": f"{raster.width}x{raster.height}"}
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "aft-serve",
-        "kind": model.kind,
-        "vocab_size": model.runtime.vocab_size,
-        "state_bytes": model.runtime.state_bytes,
-        "max_model_len": model.runtime.max_position,
-        **facts,
-    }
+    card = Card(
+        id=model.name,
+        created=model.created,
+        kind=model.kind,
+        vocab_size=model.runtime.vocab_size,
+        window=model.window,
+        state_bytes=model.runtime.state_bytes,
+        max_model_len=model.runtime.max_position,
+    )
+    if not isinstance(model.codec, PixelCodec):
+        return card
+    raster, labels, styles = model.codec.raster, model.codec.labels, model.codec.styles
+    return ImageCard(**dict(card), labels=labels, styles=styles, size=f"{raster.width}x{raster.height}")
 
 
 @router.get("/v1/models")
-async def models(request: Request) -> dict[str, Any]:
+async def models(request: Request) -> Cards:
     """All models."""
     service: Service = request.app.state.service
-    return {"object": "list", "data": [describe(model) for model in service.ready().served.values()]}
+    return Cards(data=[describe(model) for model in service.ready().served.values()])
 
 
 @router.get("/v1/models/{name}")
-async def one_model(request: Request, name: str) -> dict[str, Any]:
+async def one_model(request: Request, name: str) -> ImageCard | Card:
     """One model, or 404."""
     service: Service = request.app.state.service
     return describe(service.model(name))

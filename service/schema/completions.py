@@ -9,7 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from model.tokenizer import utf8
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+DEFAULT_MAX_TOKENS = 256
 MAX_STOPS = 16
+MAX_BIASES = 1024
 MAX_STOP_BYTES = 1024  # of all together: the automaton has about so many states, each a row of the vocabulary
 
 
@@ -43,6 +45,70 @@ Stops = Annotated[
 ]
 
 
+def _prompts(value: object) -> object:
+    """One prompt or a list of them, each a string or ids -> a list of prompts. ValueError says what it is not."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a string, a list of strings, a list of ids, or a list of lists of ids; none is empty")
+    if all(type(item) is int for item in value):
+        return [value]
+    if all(isinstance(item, str) for item in value):
+        return value
+    if all(isinstance(item, list) and all(type(token) is int for token in item) for item in value):
+        return value
+    raise ValueError("must be a string, a list of strings, a list of ids, or a list of lists of ids")
+
+
+def _logit_bias(value: object) -> object:
+    """JSON has no integers as names: ids in digits -> ids. ValueError for any other name."""
+    if value is None or not isinstance(value, dict):
+        return value
+    if len(value) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} ids, {len(value)} are given")
+    for name in value:
+        if not (isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 10):
+            raise ValueError("its names must be ids in decimal digits")
+    biases = {int(name): bias for name, bias in value.items()}
+    if len(biases) < len(value):
+        raise ValueError("an id is given twice")
+    return biases
+
+
+_ids = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+Prompts = Annotated[
+    list[str] | list[list[int]],
+    BeforeValidator(_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {**_ids, "minItems": 1},
+                {"type": "array", "items": _ids, "minItems": 1},
+            ]
+        }
+    ),
+]
+LogitBias = Annotated[
+    dict[int, Annotated[float, Field(ge=-100, le=100)]] | None,
+    BeforeValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+                    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+                    "maxProperties": MAX_BIASES,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
 class Strict(BaseModel):
     """No coercion, no NaN, no unknown fields; null means absent."""
 
@@ -53,29 +119,59 @@ class StreamOptions(Strict):
     """Options of a stream."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None  # padding against guesses of length: not done here
 
 
 class CompletionRequest(Strict):
     """The body. ``max_tokens: null`` with ``stream: true`` is a stream without an end of its own."""
 
     model: str
-    prompt: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = 256
+    prompt: Prompts
+    max_tokens: Annotated[int, Field(ge=0)] | None = DEFAULT_MAX_TOKENS
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    # bounds, so that no logit overflows
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] | None = None
+    logit_bias: LogitBias = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=20)] | None = None
     seed: Int64 | None = None
     stop: Stops = None
+    ignore_eos: bool | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: str | None = None
+    suffix: None = None
 
     @model_validator(mode="after")
     def check(self) -> Self:
         """Fields that need each other."""
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream: true")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 is for scoring, it needs echo: true")
+        if self.best_of is not None and self.best_of < self.num_choices:
+            raise ValueError(f"best_of: {self.best_of} is less than n, which is {self.num_choices}")
+        if self.stream and self.samples > self.num_choices:
+            raise ValueError("best_of: a stream cannot choose afterwards; best_of above n needs stream: false")
         return self
+
+    @property
+    def num_choices(self) -> int:
+        """Of each prompt."""
+        return self.n or 1
+
+    @property
+    def samples(self) -> int:
+        """Drawn for each prompt; the best are its choices."""
+        return self.best_of or self.num_choices
 
     @property
     def unlimited(self) -> bool:
@@ -96,14 +192,16 @@ class Head(BaseModel):
     model: str
     system_fingerprint: str
 
-    def choice(self, text: str, seed: int, reason: Literal["stop", "length"] | None) -> dict[str, Any]:
-        """One answer or chunk with one choice."""
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": reason, "seed": seed}
-        return self.body([choice])
-
     def body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """An answer or chunk with its choices."""
         return {**self.model_dump(), "object": "text_completion", "choices": choices}
+
+
+def choice(
+    index: int, text: str, logprobs: dict[str, Any] | None, reason: Literal["stop", "length"] | None, seed: int
+) -> dict[str, Any]:
+    """One choice of an answer or chunk."""
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, "seed": seed}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -1,0 +1,280 @@
+"""Completions: from a validated body to generations, and from bursts to choices."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Literal
+
+from starlette.responses import JSONResponse, Response
+
+from model.automaton import FORBIDDEN, stops
+from model.runtime.base import Top
+from model.sampling import FORBIDDEN_BIAS, SamplingParams
+from model.tokenizer import Tokenizer
+from service import errors, sse
+from service.engine import Served
+from service.exchange import Exchange
+from service.request import Burst, Generation, Outcome
+from service.schema.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Head, choice, usage
+from service.schema.logprobs import Logprobs, token_names
+from service.settings import Settings
+from service.text import TextAssembler
+
+Reason = Literal["stop", "length"]
+REASONS: dict[Outcome, Reason] = {Outcome.STOP: "stop", Outcome.LENGTH: "length"}
+
+
+def make_generations(
+    body: CompletionRequest, model: Served, tokenizer: Tokenizer, settings: Settings
+) -> list[Generation]:
+    """What the engine is to do: the samples of the first prompt, of the second, and so on.
+
+    ApiError for what this model or server cannot do.
+    """
+    _check_choices(body, model, settings)
+    max_tokens = _max_tokens(body, settings)
+    prompts = [_ids(prompt, model, tokenizer, settings) for prompt in body.prompt]
+    strings = [stop.encode() for stop in body.stops]
+    automaton = stops(tokenizer.token_bytes, strings, tokenizer.end, ignore_end=body.unlimited or bool(body.ignore_eos))
+    bias = body.logit_bias or {}
+    for token in bias:
+        if token >= tokenizer.vocab_size:
+            raise errors.invalid(f"logit_bias: id {token}, the vocabulary has {tokenizer.vocab_size} ids", "logit_bias")
+    if all(automaton.next[0, i] == FORBIDDEN or bias.get(i, 0) <= FORBIDDEN_BIAS for i in range(tokenizer.vocab_size)):
+        raise errors.invalid("logit_bias: it forbids every token", "logit_bias")
+    # 53 bits: a number that JavaScript, too, can send back
+    seed = secrets.randbits(53) if body.seed is None else body.seed
+    scored = bool(body.echo) and body.logprobs is not None
+    answer_id = f"cmpl-{secrets.token_hex(12)}"
+    return [
+        Generation(
+            id=answer_id,
+            model=model.name,
+            prompt=[tokenizer.begin, *ids],
+            params=SamplingParams(
+                temperature=1.0 if body.temperature is None else body.temperature,
+                top_p=1.0 if body.top_p is None else body.top_p,
+                top_k=body.top_k or 0,
+                min_p=body.min_p or 0.0,
+                frequency_penalty=body.frequency_penalty or 0.0,
+                presence_penalty=body.presence_penalty or 0.0,
+                repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+                logit_bias=bias,
+                seed=seed,
+                sample=sample,
+            ),
+            max_tokens=max_tokens,
+            automaton=automaton,
+            targets=[*ids, tokenizer.end] if scored else None,  # after the last token comes no target of the text
+            top=body.logprobs or 0,
+            max_seconds=settings.max_stream_seconds if body.unlimited else None,
+        )
+        for ids in prompts
+        for sample in range(body.samples)
+    ]
+
+
+def at_once(model: Served, settings: Settings) -> int:
+    """Generations of one request that are submitted together; those of a longer scoring follow as others end."""
+    return min(settings.max_choices, model.scheduler.capacity)
+
+
+def _check_choices(body: CompletionRequest, model: Served, settings: Settings) -> None:
+    given, most = len(body.prompt) * body.samples, at_once(model, settings)
+    if body.max_tokens == 0:
+        most = max(most, settings.max_scored_prompts)
+    if given > most:
+        raise errors.invalid(
+            f"{len(body.prompt)} prompts x {body.samples} samples are {given} choices, at most {most} are taken",
+            "prompt" if len(body.prompt) > 1 else "best_of" if body.best_of else "n",
+        )
+
+
+def _max_tokens(body: CompletionRequest, settings: Settings) -> int:
+    if body.unlimited:
+        return settings.max_stream_tokens
+    given = body.max_tokens if "max_tokens" in body.model_fields_set else None
+    if given is None:
+        return min(DEFAULT_MAX_TOKENS, settings.max_tokens)
+    if given > settings.max_tokens:
+        raise errors.invalid(
+            f"max_tokens: {errors.clip(str(given))} is above the server's cap of {settings.max_tokens}", "max_tokens"
+        )
+    return given
+
+
+def _begins(prompt: str | list[int], tokenizer: Tokenizer) -> bool:
+    """Whether ids name the begin symbol themselves: it is not put before them again, and an echo has it."""
+    return isinstance(prompt, list) and prompt[:1] == [tokenizer.begin]
+
+
+def _ids(prompt: str | list[int], model: Served, tokenizer: Tokenizer, settings: Settings) -> list[int]:
+    """A prompt as ids, without begin."""
+    limit = settings.max_prompt_tokens
+    if isinstance(prompt, str):
+        if len(prompt) > limit:  # a token is at most a character
+            raise errors.invalid(f"prompt: {len(prompt)} characters, at most {limit} tokens are taken", "prompt")
+        try:
+            ids = tokenizer.encode(prompt)
+        except ValueError as error:  # unpaired surrogates
+            raise errors.invalid(f"prompt: {error}", "prompt") from None
+    else:
+        ids = prompt[1:] if _begins(prompt, tokenizer) else prompt
+        if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:
+            wrong = errors.clip(str(min(ids) if min(ids) < 0 else max(ids)))
+            raise errors.invalid(f"prompt: id {wrong}, the vocabulary has {tokenizer.vocab_size} ids", "prompt")
+    if len(ids) > limit:
+        raise errors.invalid(f"prompt: {len(ids)} tokens, at most {limit} are taken", "prompt")
+    longest = model.runtime.max_position
+    if longest is not None and len(ids) + 1 > longest:
+        raise errors.invalid(f"prompt: {len(ids)} tokens, the model ends after {longest - 1}", "prompt")
+    return ids
+
+
+class Choice:
+    """One sample as the client reads it."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        index: int,
+        body: CompletionRequest,
+        tokenizer: Tokenizer,
+        names: Sequence[str] | None,
+        *,
+        begins: bool,
+    ) -> None:
+        """``begins``: the echo has the begin symbol."""
+        self.index, self._generation = index, generation
+        self._text = TextAssembler(tokenizer.token_bytes, body.stops)
+        self._logprobs = None if names is None else Logprobs(names, tokenizer.token_bytes, body.logprobs or 0)
+        self._echo: list[int] | None = generation.prompt[0 if begins else 1 :] if body.echo else None
+        self._echoed: list[tuple[float, Top]] = []
+        self._decode = tokenizer.decode
+        self.num_tokens, self._sum = 0, 0.0
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens: what best_of compares."""
+        return self._sum / self.num_tokens if self.num_tokens else 0.0
+
+    def add(self, burst: Burst) -> dict[str, Any] | None:
+        """What the client gets for a burst; None where that is nothing yet."""
+        text, scored = self._echo_of(burst), False
+        text += self._text.feed(burst.tokens)
+        self.num_tokens += len(burst.tokens)
+        self._sum += sum(burst.logprobs)
+        if self._logprobs is not None:
+            for i, token in enumerate(burst.tokens):
+                self._logprobs.add(token, burst.logprobs[i], burst.top[i] if burst.top else [])
+            scored = bool(self._logprobs.tokens)
+        reason = None if burst.outcome is None else REASONS[burst.outcome]
+        if burst.outcome is not None:
+            text += self._text.finish(stopped=burst.outcome is Outcome.STOP)
+        if not (text or reason or scored):
+            return None
+        logprobs = None if self._logprobs is None else self._logprobs.take()
+        return choice(self.index, text, logprobs, reason, self._generation.params.seed)
+
+    def _echo_of(self, burst: Burst) -> str:
+        """The prompt, once: where log-probabilities are asked for, when all of its own are there."""
+        if self._echo is None:
+            return ""
+        ids = self._echo
+        if self._generation.targets is not None and self._logprobs is not None:
+            top = burst.target_top or [[]] * len(burst.target_logprobs)
+            self._echoed += zip(burst.target_logprobs, top, strict=True)
+            if len(self._echoed) < len(self._generation.prompt):
+                return ""
+            # what stands first has no probability in OpenAI's shape, though the model gives it one after begin
+            known = self._echoed[:-1]  # the last is of no token of the text
+            scores = known[len(known) + 1 - len(ids) :]
+            for token, (logprob, likeliest) in zip(ids, [(None, []), *scores], strict=False):
+                self._logprobs.add(token, logprob, likeliest)
+            self._logprobs.end_echo()
+        elif not (burst.tokens or burst.outcome):
+            return ""
+        self._echo, self._echoed = None, []
+        return self._decode(ids)
+
+
+class Completion:
+    """One answer with all of its choices."""
+
+    def __init__(self, exchange: Exchange, model: Served, tokenizer: Tokenizer, body: CompletionRequest) -> None:
+        self._exchange, self._body = exchange, body
+        names = token_names(tokenizer) if body.logprobs is not None else None
+        self._choices = {
+            generation: Choice(
+                generation,
+                self._index(i),
+                body,
+                tokenizer,
+                names,
+                begins=_begins(body.prompt[i // body.samples], tokenizer),
+            )
+            for i, generation in enumerate(exchange.generations)
+        }
+        head = Head(
+            id=exchange.generations[0].id,
+            created=int(time.time()),
+            model=model.name,
+            system_fingerprint=model.runtime.fingerprint[:12],
+        )
+        self._head = head.body([])
+
+    def _index(self, place: int) -> int:
+        """Of the place-th sample, where all are choices: sample + prompt x n."""
+        prompt, sample = divmod(place, self._body.samples)
+        return sample + prompt * self._body.num_choices
+
+    def _usage(self) -> dict[str, int]:
+        prompts = self._exchange.generations[:: self._body.samples]
+        written = sum(choice.num_tokens for choice in self._choices.values())
+        return usage(sum(generation.num_prompt_tokens for generation in prompts), written)
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """A stream's events."""
+        options = self._body.stream_options
+        with_usage = options is not None and bool(options.include_usage)
+        always = options is not None and bool(options.continuous_usage_stats)
+        async for generation, burst in self._exchange.bursts():
+            part = self._choices[generation].add(burst)
+            if part is not None:
+                extra = {"usage": self._usage()} if always else {"usage": None} if with_usage else {}
+                yield sse.event({**self._head, "choices": [part], **extra})
+        if with_usage:
+            yield sse.event({**self._head, "usage": self._usage()})
+        yield sse.DONE
+
+    async def whole(self) -> Response:
+        """One answer."""
+        parts: dict[Generation, list[dict[str, Any]]] = {generation: [] for generation in self._choices}
+        async for generation, burst in self._exchange.bursts():
+            part = self._choices[generation].add(burst)
+            if part is not None:
+                parts[generation].append(part)
+        made = [(self._choices[generation].mean_logprob, _joined(given)) for generation, given in parts.items()]
+        samples, wanted = self._body.samples, self._body.num_choices
+        chosen: list[dict[str, Any]] = []
+        for first in range(0, len(made), samples):
+            of_prompt = made[first : first + samples]
+            if wanted < samples:
+                of_prompt = sorted(of_prompt, key=lambda each: -each[0])[:wanted]
+            chosen += [{**part, "index": len(chosen) + i} for i, (_, part) in enumerate(of_prompt)]
+        return JSONResponse({**self._head, "choices": chosen, "usage": self._usage()})
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The parts of a choice as one."""
+    last = parts[-1]
+    lists = [part["logprobs"] for part in parts if part["logprobs"] is not None]
+    logprobs = None
+    if lists:
+        logprobs = {
+            name: None if first is None else [value for each in lists for value in each[name]]
+            for name, first in lists[0].items()
+        }
+    return {**last, "text": "".join(part["text"] for part in parts), "logprobs": logprobs}

@@ -1,0 +1,34 @@
+// The openai package in Node against a full service: the calls of full.py. Prints JSON.
+import OpenAI, { RateLimitError } from "openai";
+
+const [url, key, other] = process.argv.slice(-3);
+const ask = { model: "shakespeare", prompt: "", max_tokens: 5, seed: 7 };
+const connect = (apiKey, maxRetries) => new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries });
+const client = connect(key, 0);
+
+async function error(client) {
+  try {
+    await client.completions.create(ask);
+  } catch (failed) {
+    return [failed.constructor.name, failed.status, failed.headers.get("retry-after") ?? ""];
+  }
+  throw new Error("the call succeeds");
+}
+
+const endless = await client.completions.create({ ...ask, max_tokens: null, stream: true });
+await endless[Symbol.asyncIterator]().next();
+const full = await error(client);
+setTimeout(() => endless.controller.abort(), 200);
+const began = Date.now();
+const text = (await connect(key, 2).completions.create(ask)).choices[0].text;
+const waited = (Date.now() - began) / 1000;
+const wrong = await error(connect("wrong", 0));
+const busy = connect(other, 0);
+let limited;
+try {
+  for (let i = 0; i < 100; i++) await busy.models.list();
+} catch (failed) {
+  if (!(failed instanceof RateLimitError)) throw failed;
+  limited = await error(busy);
+}
+process.stdout.write(JSON.stringify({ full, text, waited, wrong, limited }));
