@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from service.load_cli import serve as bench_serve
+from service.load.cli import serve as bench_serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Checkpoints = Annotated[

@@ -22,6 +22,10 @@ POSTED = {
     "/v1/images/generations": "images_generations",
     "/v1/images/edits": "images_edits",
     "/v1/images/score": "images_score",
+    "/v1/tokenize": "tokenize",
+    "/tokenize": "tokenize",
+    "/v1/detokenize": "detokenize",
+    "/detokenize": "detokenize",
 }
 DISCARD_BYTES = 64 << 20
 DISCARD_SECONDS = 2.0

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -154,20 +155,21 @@ class Process(Client):
         super().__init__(free_port())
         variables = {f"AFT_{name.upper()}": str(value) for name, value in env.items()}
         command = [str(AFT), "serve", "--port", str(self.port), "--threads", "1", "--checkpoints", str(checkpoints)]
+        # a pipe that nobody reads is full after some hundred requests
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed at the end
         self.process = subprocess.Popen(
             [*command, *flags],
             env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
             cwd=checkpoints,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
         )
         if ready:
             try:
                 wait_until(self._ready, 60)
             except BaseException:
                 self.process.kill()
-                raise AssertionError(self.process.communicate()[1]) from None
+                raise AssertionError(self.wait()[1]) from None
 
     def _ready(self) -> bool:
         assert self.process.poll() is None
@@ -181,15 +183,17 @@ class Process(Client):
 
     def wait(self, seconds: float = 30) -> tuple[int, str]:
         """Its exit status and what it wrote to standard error."""
-        _, stderr = self.process.communicate(timeout=seconds)
-        return self.process.returncode, stderr
+        status = self.process.wait(timeout=seconds)
+        self._log.seek(0)
+        return status, self._log.read()
 
     def end(self) -> None:
         """End it, whatever it does."""
         self.close()
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self._log.close()
 
 
 @contextlib.contextmanager

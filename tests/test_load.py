@@ -22,12 +22,13 @@ import pytest
 from fake_runtime import FakeRuntime
 from typer.testing import CliRunner
 
-from service import load_plot, load_report
 from service.cli import app
-from service.load import Client, arrivals
-from service.load_null import PACED, null_server
-from service.load_record import FailedError, LoadError, Plan, Point, Reader, Record, Run
-from service.load_statistics import Figures, compare, figures, histogram, parse, quantile, quantiles
+from service.load import plot as load_plot
+from service.load import report as load_report
+from service.load.client import Client, arrivals
+from service.load.null import PACED, null_server
+from service.load.record import FailedError, LoadError, Plan, Point, Reader, Record, Run
+from service.load.statistics import Figures, compare, figures, histogram, parse, quantile, quantiles
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -366,7 +367,7 @@ def test_against_the_service(tmp_path: Path) -> None:
 
 def test_ignore_eos_where_the_service_knows_it() -> None:
     """Read from its description, written there or referred to."""
-    from service.load import _knows_ignore_eos
+    from service.load.client import _knows_ignore_eos
 
     def described(schema: dict[str, Any]) -> str:
         content = {"application/json": {"schema": schema}}
@@ -439,15 +440,15 @@ def test_matplotlib_and_aiohttp_are_extras(monkeypatch: pytest.MonkeyPatch) -> N
         load_plot.library()
     status, said = bench("http://127.0.0.1:1", "--plot", "x.png")
     assert (status, "matplotlib" in said) == (1, True)
-    monkeypatch.setattr("service.load_cli.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("service.load.cli.importlib.util.find_spec", lambda _: None)
     status, said = bench("http://127.0.0.1:1")
     assert (status, said) == (1, "aft: bench serve needs aiohttp: pip install '.[bench]'\n")
 
 
 def test_a_client_at_its_ceiling_is_named() -> None:
     """By events a second, or by its core."""
-    from service.load_statistics import Results
-    from service.load_tables import remarks
+    from service.load.statistics import Results
+    from service.load.tables import remarks
 
     def point(cpu: float, events: int) -> Figures:
         record = Record(0, 0, 0.0, 0.0, 1.0, "ok", "", [(0.1, 1)] * events, 1, events)
@@ -461,8 +462,8 @@ def test_a_client_at_its_ceiling_is_named() -> None:
 
 def test_remarks() -> None:
     """What went wrong beside the figures is said in a sentence each."""
-    from service.load_statistics import Results
-    from service.load_tables import remarks, tables
+    from service.load.statistics import Results
+    from service.load.tables import remarks, tables
 
     late = Record(0, 0, 0.0, 0.2, 1.0, "ok", "", [(0.1, 1)])
     failed = Record(1, 1, 0.0, 0.0, 1.0, "no_done", "the end")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from endurance.figures import Figures
 from endurance.forms import LONG, SHORT, Form
-from service.load_report import machine
+from service.load.report import machine
 
 LIMIT_SECONDS = 2400.0  # of one scenario
 

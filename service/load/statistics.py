@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.load_record import Record, Run
+from service.load.record import Record, Run
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 FIRST_TOKEN = "aft_time_to_first_token_seconds"

@@ -53,12 +53,12 @@ def serve(
     plot: Annotated[Path | None, typer.Option(help="Draw latency by throughput here (PNG).")] = None,
 ) -> None:
     """Load a service over HTTP with streams, and measure what its clients see."""
-    from service.load_record import LoadError, Plan, Point
+    from service.load.record import LoadError, Plan, Point
 
     try:
         if importlib.util.find_spec("aiohttp") is None:
             raise LoadError("bench serve needs aiohttp: pip install '.[bench]'")
-        from service.load_report import Wish, run
+        from service.load.report import Wish, run
 
         if url is None and not null:
             raise ValueError("bench serve needs the URL of a service, or --null")

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from service.load_record import FailedError, LoadError, Plan, Point, Reader, Record, Run
+from service.load.record import FailedError, LoadError, Plan, Point, Reader, Record, Run
 
 BACKOFF_SECONDS = 0.1  # a worker's wait after a failure: a server that refuses at once is not to be flooded
 WARM_UP = 1_000_000  # numbers of requests from here on are warm-up

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from service.load_statistics import FIRST_TOKEN, PER_TOKEN, Figures, Results
+from service.load.statistics import FIRST_TOKEN, PER_TOKEN, Figures, Results
 
 BOTTLENECK = 0.5  # above this share of its ceiling the client itself is part of what is measured
 NAMES = {FIRST_TOKEN: "first token", PER_TOKEN: "a token"}

@@ -16,12 +16,12 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from model.runtime.choice import available_cores
-from service import load_plot
-from service.load import Client
-from service.load_null import FAST, PACE_SECONDS, PACED, null_server
-from service.load_record import LoadError, Plan, Point, Run
-from service.load_statistics import OPEN_CONCURRENCY, Results, figures, parse
-from service.load_tables import EXPLAINED, remarks, tables
+from service.load import plot
+from service.load.client import Client
+from service.load.null import FAST, PACE_SECONDS, PACED, null_server
+from service.load.record import LoadError, Plan, Point, Run
+from service.load.statistics import OPEN_CONCURRENCY, Results, figures, parse
+from service.load.tables import EXPLAINED, remarks, tables
 
 CEILING_SECONDS = 2.0  # of a point against the null server
 PACED_TOKENS = 32
@@ -48,7 +48,7 @@ def run(wish: Wish) -> bool:
     LoadError where there is nothing to measure. Returns whether it went to its end.
     """
     if wish.plot is not None:
-        load_plot.library()  # before minutes of measuring
+        plot.library()  # before minutes of measuring
     results, console = Results(), Console()
     complete = True
     with wish.lines_file.open("w") if wish.lines_file else nullcontext() as lines:
@@ -77,7 +77,7 @@ def _publish(wish: Wish, results: Results, console: Console) -> None:
     if wish.json_file:
         wish.json_file.write_text(json.dumps(as_json(wish, results), indent=1, allow_nan=False) + "\n")
     if wish.plot and results.points:
-        load_plot.draw(results.model, results.points, wish.plot)
+        plot.draw(results.model, results.points, wish.plot)
 
 
 async def _measure(wish: Wish, results: Results, lines: TextIO | None) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.load_record import LoadError
-from service.load_statistics import Figures
+from service.load.record import LoadError
+from service.load.statistics import Figures
 
 
 def library() -> Any:

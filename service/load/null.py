@@ -111,7 +111,7 @@ async def _serve() -> None:
 def null_server() -> Iterator[str]:
     """The URL of one in a process of its own, which ends with the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "service.load_null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "service.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None
     assert process.stdout is not None
