@@ -248,6 +248,7 @@ class Engine:
         metrics.slots.labels(model.name).set(runtime.num_slots)
         metrics.state_bytes.labels(model.name).set(runtime.state_bytes)
         metrics.memory_bytes.labels(model.name, "weights").set(runtime.weight_bytes)
+        metrics.memory_bytes.labels(model.name, "workspace").set(runtime.workspace_bytes)
         self._gauge(model)
 
     def _gauge(self, model: Served) -> None:

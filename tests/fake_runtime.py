@@ -39,6 +39,7 @@ class FakeRuntime:
     isa = "none"
     threads = 1
     weight_bytes = 1000
+    workspace_bytes = 500
     state_bytes = 10
     fingerprint = "fake0123456789abcdef"
 

@@ -452,7 +452,9 @@ def test_a_reader_that_stalls_is_cut_off() -> None:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # before it connects: the window stays small
         sock.connect(("127.0.0.1", client.port))
-        body = json.dumps({"model": "fake0", "prompt": "a", "max_tokens": None, "stream": True}).encode()
+        # log-probabilities make events long: the buffers are full sooner
+        ask = {"model": "fake0", "prompt": "a", "max_tokens": None, "stream": True, "logprobs": 0}
+        body = json.dumps(ask).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         with sock:
             sock.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)

@@ -32,5 +32,5 @@ SHORT: dict[str, Form] = {
     "second_signal": partial(termination.run, streams=16, drain_seconds=60, second=True, threads=1),
     "beside_images": partial(beside_images.run, characters=300, rounds=1, counts=(1,), factor=10, threads=1),
     "long_prompt": partial(long_prompt.run, characters=5000, rounds=1, factor=5, threads=1),
-    "soak": partial(soak.run, seconds=4, warm_up=2, growth_bytes=16 << 20, flat=10, size=0.2, threads=1),
+    "soak": partial(soak.run, seconds=4, warm_up=2, growth_bytes=6 << 20, flat=10, size=0.2, threads=1),
 }

@@ -16,6 +16,7 @@ from endurance.wire import COMPLETIONS, GENERATIONS, HOWS, Answer, Leave, ask
 
 WORDS = "the king is dead, long live the king. "
 WORKERS = 6
+AT_ONCE = 24  # at first: memory that threads take once, and keep
 SAMPLE_SECONDS = 0.5
 GROWTH_BYTES = 2 << 20
 FLAT = 1.5  # between the first and the last tenth of a stream
@@ -68,7 +69,6 @@ async def run(
     """
     report = Report(seconds=seconds, warm_up_seconds=warm_up, workers=WORKERS)
     async with Server(threads=threads, max_stream_tokens=10**9) as server:
-        end = time.perf_counter() + warm_up + seconds
         kinds: Counter[str] = Counter()
         statuses: Counter[int] = Counter()
         wrong: Counter[str] = Counter()
@@ -76,15 +76,20 @@ async def run(
         draw = random.Random(seed)
         queue = (job for _ in itertools.count() for job in jobs(draw, size))
 
+        async def one() -> None:
+            kind, path, body, leave = next(queue)
+            answer = await ask(server.port, body, path, leave)
+            kinds[kind] += 1
+            statuses[answer.status] += 1
+            if reason := _wrong(kind, answer):
+                wrong[f"{kind}: {reason}"] += 1
+
         async def worker() -> None:
             while time.perf_counter() < end:
-                kind, path, body, leave = next(queue)
-                answer = await ask(server.port, body, path, leave)
-                kinds[kind] += 1
-                statuses[answer.status] += 1
-                if reason := _wrong(kind, answer):
-                    wrong[f"{kind}: {reason}"] += 1
+                await one()
 
+        await asyncio.gather(*[one() for _ in range(AT_ONCE)])
+        end = time.perf_counter() + warm_up + seconds
         body = {"prompt": "", "max_tokens": None, "seed": seed, "stream": True}
         endless = asyncio.create_task(server.ask(body, Leave("fin", seconds=warm_up + seconds)))
         workers = [asyncio.create_task(worker()) for _ in range(WORKERS)]

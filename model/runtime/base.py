@@ -77,6 +77,7 @@ class Runtime(Protocol):
     num_slots: int
     state_bytes: int  # of one slot
     weight_bytes: int
+    workspace_bytes: int  # of a step's activations, whatever the number of streams; 0: not known
     max_position: int | None  # None: no end
     fingerprint: str  # weights + numerics: equal means equal bits
     exact: bool  # whether equal requests give equal bits whatever runs beside them

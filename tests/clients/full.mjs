@@ -16,7 +16,8 @@ async function error(client) {
 }
 
 const endless = await client.completions.create({ ...ask, max_tokens: null, stream: true });
-await endless[Symbol.asyncIterator]().next();
+const chunks = endless[Symbol.asyncIterator]();
+for (let i = 0; i < 20; i++) await chunks.next(); // until the service knows its rate
 const full = await error(client);
 setTimeout(() => endless.controller.abort(), 200);
 const began = Date.now();

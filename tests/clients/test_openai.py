@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_images(server: Process, answers: dict[str, Any], above: np.ndarray) -> 
 def test_errors(answers: dict[str, Any]) -> None:
     """The client's own classes, with the fields of ours."""
     kind = "invalid_request_error"
-    assert answers["errors"].pop("timeout") in ([["APITimeoutError"], ["APIConnectionTimeoutError"]])
+    assert answers["errors"].pop("timeout") in (["APITimeoutError"], ["APIConnectionTimeoutError"])
     assert answers["errors"] == {
         "model": ["NotFoundError", 404, kind, "model_not_found", "model"],
         "one_model": ["NotFoundError", 404, kind, "model_not_found", "model"],
@@ -105,9 +106,9 @@ def test_streams_at_once(server: Process, answers: dict[str, Any]) -> None:
 
 def test_full(ask: Ask) -> None:
     """A full service: the client waits as long as Retry-After says, then succeeds. A wrong key, and too high a rate."""
-    settings = {"slots": 1, "max_queue": 0, "models": '["shakespeare"]', "rate_limit": "20/minute"}
-    keys = str(KEYS).replace("'", '"')
-    with serve(ROOT / "checkpoints", runtime="native", log_level="warning", api_keys=keys, **settings) as server:
+    full = {"slots": 1, "max_queue": 0, "max_stream_tokens": 20_000}  # few tokens: Retry-After says when they are there
+    access = {"api_keys": json.dumps(KEYS), "rate_limit": "20/minute"}
+    with serve(ROOT / "checkpoints", runtime="native", log_level="warning", **full, **access) as server:
         seen = ask("full", server.url, *KEYS)
     name, status, seconds = seen["full"]
     assert (name, status) == ("InternalServerError", 503)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 class Kernel:
     state_bytes: int
     weight_bytes: int
+    workspace_bytes: int
     target: str
     threads: int
     def __init__(

@@ -45,6 +45,7 @@ class NativeRuntime:
             raise CheckpointError(f"{checkpoint.name}: {error}") from None
         self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {NUMERICS}".encode()).hexdigest()
         self.state_bytes, self.weight_bytes = self._kernel.state_bytes, self._kernel.weight_bytes
+        self.workspace_bytes = self._kernel.workspace_bytes
         self.isa, self.threads = self._kernel.target, self._kernel.threads
 
     def position(self, slot: int) -> int:

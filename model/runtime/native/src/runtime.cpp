@@ -214,6 +214,7 @@ Runtime::Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, 
     buffers_.logits = allocate<float>(rows * vocab);
     for (int i = 0; i < threads; ++i) scratch_.push_back(allocate<float>(rows * dim * 4));
     buffers_.scratch = scratch_.data();
+    workspace_bytes_ = rows * (2 * dim + hidden + vocab + threads * 4 * dim) * 4;
     draw_scratch_.resize(threads);
 }
 

@@ -70,6 +70,7 @@ public:
     const uint32_t* state(int32_t slot) const { return states_ + slot * slot_words_; }
     int64_t state_bytes() const { return slot_words_ * 4; }
     int64_t weight_bytes() const { return weight_bytes_; }
+    int64_t workspace_bytes() const { return workspace_bytes_; }
     int32_t num_slots() const { return int32_t(slots_.size()); }
     const char* target() const { return target_.name; }
     int threads() const { return pool_.threads(); }
@@ -100,7 +101,7 @@ private:
     std::vector<Layer> layers_;
     std::vector<Slot> slots_;
     uint32_t* states_ = nullptr;
-    int64_t slot_words_ = 0, weight_bytes_ = 0, max_position_;
+    int64_t slot_words_ = 0, weight_bytes_ = 0, workspace_bytes_ = 0, max_position_;
     Buffers buffers_{};
     std::vector<float*> scratch_;
     std::vector<std::vector<double>> draw_scratch_;
