@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-train setup-dev serve test check format system-packages image-test conformance-emulated sanitize soak clean
+.PHONY: setup setup-train setup-dev serve test test-clients check format system-packages image-test conformance-emulated sanitize soak clean
 
 setup: $(VENV)/.serve
 setup-train: $(VENV)/.train
@@ -38,6 +38,23 @@ serve: setup
 test: setup-dev check
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term
 
+# Clients as their users have them, in an environment of their own, against the service that `make setup-dev` installs.
+CLIENTS := build/clients
+$(CLIENTS)/.python: tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)/python
+	$(CLIENTS)/python/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(CLIENTS)/.node: tests/clients/package.json
+	mkdir -p $(@D)
+	cp $< $(@D)
+	npm install --prefix $(@D) --no-audit --no-fund --loglevel error
+	touch $@
+
+# where npm is not at hand its part is skipped, with a word: CI has it from `make system-packages`
+test-clients: setup-dev $(CLIENTS)/.python $(if $(shell command -v npm),$(CLIENTS)/.node)
+	$(BIN)/pytest tests/clients
+
 check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,7 +66,8 @@ format: setup-dev
 
 system-packages:
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends g++ prometheus
+	apt-get install -y -qq --no-install-recommends g++ prometheus \
+		$$(command -v node >/dev/null && command -v npm >/dev/null || echo nodejs npm)
 
 # The kernel on emulated processors (Debian: qemu-user, g++-aarch64-linux-gnu): a path forced on a new processor cannot
 # show an instruction that leaked into it.

@@ -25,12 +25,20 @@ LONG: dict[str, Form] = {
 SHORT: dict[str, Form] = {
     "disconnects": partial(disconnects.run, count=40, max_tokens=500, threads=1),
     "overload": partial(
-        overload.run, seconds=3, slots=4, queue=4, max_tokens=100, factor=20, settle_seconds=0.5, threads=1
+        overload.run,
+        seconds=3,
+        slots=2,
+        queue=4,
+        max_tokens=400,
+        factor=20,
+        memory_bytes=4 << 20,
+        settle_seconds=0.5,
+        threads=1,
     ),
     "stalled": partial(stalled.run, stalled_seconds=2.5, max_tokens=200, factor=20, threads=1),
     "termination": partial(termination.run, streams=16, drain_seconds=2, threads=1),
     "second_signal": partial(termination.run, streams=16, drain_seconds=60, second=True, threads=1),
-    "beside_images": partial(beside_images.run, characters=300, rounds=1, counts=(1,), factor=10, threads=1),
+    "beside_images": partial(beside_images.run, characters=300, rounds=1, counts=(1,), factor=4, threads=1),
     "long_prompt": partial(long_prompt.run, characters=5000, rounds=1, factor=5, threads=1),
     "soak": partial(soak.run, seconds=4, warm_up=2, growth_bytes=6 << 20, flat=10, size=0.2, threads=1),
 }

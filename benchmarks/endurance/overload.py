@@ -43,7 +43,7 @@ async def run(
         full, capacity = await _closed(one, slots + queue, seconds)
         report.demand(all(answer.end == "done" for answer in full), "a full server refuses nobody")
         # memory that threads take once, and keep: all of them at work, then for a while
-        await asyncio.gather(*map(one, range(2 * (slots + queue) + 64)))
+        await asyncio.gather(*map(one, range(2 * (slots + queue) + 200)))
         await _open(one, times * capacity, seconds / 4)
         await server.idle_seconds(60)
         await asyncio.sleep(settle_seconds)

@@ -35,7 +35,7 @@ async def run(stalled_seconds: float = 60.0, max_tokens: int = 5000, factor: flo
         await reads.send(COMPLETIONS, BODY)
         for _ in range(100):
             await reads.reader.readuntil(b"\n\n")
-        await reads.leave("fin")
+        reads.close()
         await server.idle_seconds()
         before = await server.metrics()
         generated = total(before, "aft_generation_tokens_total")

@@ -17,7 +17,11 @@ import openai
 
 URL, IMAGE, MASK = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 ASK: dict[str, Any] = {"model": "shakespeare", "prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7}
-DRAW: dict[str, Any] = {"model": "emoji", "prompt": "Food & Drink", "extra_body": {"seed": 7}}  # OpenAI has no seed here
+DRAW: dict[str, Any] = {
+    "model": "emoji",
+    "prompt": "Food & Drink",
+    "extra_body": {"seed": 7},
+}  # OpenAI has no seed here
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
 
 
