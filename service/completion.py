@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
@@ -240,11 +241,12 @@ class Completion:
         options = self._body.stream_options
         with_usage = options is not None and bool(options.include_usage)
         always = options is not None and bool(options.continuous_usage_stats)
-        async for generation, burst in self._exchange.bursts():
-            part = self._choices[generation].add(burst)
-            if part is not None:
-                extra = {"usage": self._usage()} if always else {"usage": None} if with_usage else {}
-                yield sse.event({**self._head, "choices": [part], **extra})
+        async with aclosing(self._exchange.bursts()) as bursts:
+            async for generation, burst in bursts:
+                part = self._choices[generation].add(burst)
+                if part is not None:
+                    extra = {"usage": self._usage()} if always else {"usage": None} if with_usage else {}
+                    yield sse.event({**self._head, "choices": [part], **extra})
         if with_usage:
             yield sse.event({**self._head, "usage": self._usage()})
         yield sse.DONE

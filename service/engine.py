@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,9 +74,19 @@ class Engine:
             try:
                 scheduler.add(*generations, force=force)
             except QueueFullError:
-                self._metrics.rejections.labels(model, "queue_full").inc()
-                raise errors.queue_full(scheduler.max_queue, self._retry_after(scheduler)) from None
+                self._refuse(scheduler, model)
         self._wake.set()
+
+    def check_room(self, model: str) -> None:
+        """ApiError where nothing more can wait: before a request costs more than its reading."""
+        scheduler = self.served[model].scheduler
+        if len(scheduler.waiting) >= scheduler.max_queue + len(scheduler.free):
+            with scheduler.lock:
+                self._refuse(scheduler, model)
+
+    def _refuse(self, scheduler: Scheduler, model: str) -> NoReturn:
+        self._metrics.rejections.labels(model, "queue_full").inc()
+        raise errors.queue_full(scheduler.max_queue, self._retry_after(scheduler))
 
     def retry_after(self, model: str) -> int:
         """Seconds until a slot of a model should be free, from the measured rate; 1 to 60."""
@@ -121,7 +131,9 @@ class Engine:
         while not self._ending:
             self._wake.clear()
             worked = False
+            busy = sum(model.scheduler.busy for model in self.served.values())
             for model in self.served.values():
+                model.scheduler.share = 1 / max(busy, 1)
                 worked |= self._guarded_step(model)
             if not worked:
                 self._wake.wait(timeout=1.0)  # an unlimited stream's time may pass while its reader sleeps

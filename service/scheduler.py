@@ -38,6 +38,7 @@ class Scheduler:
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self.free = list(range(runtime.num_slots))  # a heap: the lowest slots first, so that few tiles are in use
+        self.share = 1.0  # of the time: models take turns, so each has its part of ``burst_seconds``
         self.seconds_per_token = 0.0  # of a decode step of the whole batch, smoothed
         self.prefill_seconds = 0.0  # of one token of a prompt, smoothed
 
@@ -45,6 +46,11 @@ class Scheduler:
     def capacity(self) -> int:
         """Generations that can run and wait."""
         return self.max_queue + self.runtime.num_slots
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work for a step; readers that lag make none."""
+        return bool(self.waiting) or any(not generation.paused for generation in self.running)
 
     def add(self, *generations: Generation, force: bool = False) -> None:
         """Queue all of them. QueueFullError, and none is queued, where slots and places are too few.
@@ -84,22 +90,22 @@ class Scheduler:
     def _burst(self, prefill: int, part: float) -> int:
         """Tokens that a stream draws in a step beside so many tokens of prompts.
 
-        Alone, what fits into ``burst_seconds``. Beside prompts these have their ``part`` of the time, and short ones are
-        not kept waiting: running streams take no more than the rest, in proportion.
+        Alone, what fits into ``burst_seconds``. Prompts have their ``part`` of the time, and short ones are not kept
+        waiting: running streams take no more than the rest, in proportion.
         """
         if not self.seconds_per_token:
             return 1
-        seconds = self.burst_seconds
+        seconds = self.burst_seconds * self.share
         if prefill:
             seconds = (1 - part) * min(seconds, prefill * self.prefill_seconds / part)
-        most = MAX_BURST_QUEUED if self.waiting else MAX_BURST
+        most = MAX_BURST_QUEUED if self.waiting and not self.free else MAX_BURST
         return max(1, min(most, int(seconds / self.seconds_per_token)))
 
     def _budget(self, part: float) -> int:
         """Tokens of prompts in a step: their ``part`` of ``burst_seconds``."""
         if not self.prefill_seconds:
             return FIRST_BUDGET
-        return max(1, min(PREFILL_BUDGET, int(self.burst_seconds * part / self.prefill_seconds)))
+        return max(1, min(PREFILL_BUDGET, int(self.burst_seconds * self.share * part / self.prefill_seconds)))
 
     def observe(self, jobs: list[Job], drawn: int, seconds: float) -> None:
         """Learn what a step costs; ``drawn`` by the longest burst."""
@@ -129,14 +135,25 @@ class Scheduler:
     def _share(self, ready: list[Generation], budget: int) -> dict[Generation, int]:
         """How much of each prompt is computed in this step."""
         sizes: dict[Generation, int] = {}
-        for generation in ready:
-            size = min(len(generation.prompt) - generation.num_computed, PREFILL_CHUNK)
-            if self.runtime.exact:
-                size = min(size, budget)  # any cut gives the same bits
-            elif size > budget and sizes:
-                size = 0  # a cut that depended on company would change the result
+        left = {g: len(g.prompt) - g.num_computed for g in ready if g.num_computed < len(g.prompt)}
+        if not self.runtime.exact:
+            # a cut that depended on company would change the result: whole chunks, the oldest first
+            for generation, size in left.items():
+                chunk = min(size, PREFILL_CHUNK)
+                if chunk <= budget or not sizes:
+                    sizes[generation] = chunk
+                    budget -= chunk
+            return sizes
+        # any cut gives the same bits: half is the oldest's, the rest goes to who is done first, whoever is older
+        if left:
+            oldest = next(iter(left))
+            sizes[oldest] = min(left[oldest], PREFILL_CHUNK, -(-budget // 2))
+            budget -= sizes[oldest]
+        for generation in sorted(left, key=lambda g: left[g]):
+            has = sizes.get(generation, 0)
+            size = min(min(left[generation], PREFILL_CHUNK) - has, budget)
             if size > 0:
-                sizes[generation] = size
+                sizes[generation] = has + size
                 budget -= size
         return sizes
 

@@ -204,8 +204,10 @@ def test_best_of_a_real_model(real: Client) -> None:
 def test_best_of_in_a_stream(shared: Client) -> None:
     """Nothing to choose is a stream like any other; a choice is refused."""
     assert streamed_texts(shared.stream({**BASE, "n": 2, "best_of": 2})) == texts_of(shared, n=2)
-    assert_error(shared.post({**BASE, "best_of": 2, "stream": True}), 400, INVALID, "invalid_value", None, "best_of")
-    assert_error(shared.post({**BASE, "n": 3, "best_of": 2}), 400, INVALID, "invalid_value", None, "best_of", "3")
+    assert_error(
+        shared.post({**BASE, "best_of": 2, "stream": True}), 400, INVALID, "invalid_value", "best_of", "stream"
+    )
+    assert_error(shared.post({**BASE, "n": 3, "best_of": 2}), 400, INVALID, "invalid_value", "best_of", "3")
 
 
 SAMPLING: list[dict[str, Any]] = [

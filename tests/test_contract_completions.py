@@ -183,7 +183,7 @@ def test_models(server: Process) -> None:
         ({"temperature": 2.5}, "temperature", "2"),
         ({"temperature": "1"}, "temperature", "temperature"),
         ({"max_tokens": True}, "max_tokens", "max_tokens"),
-        ({"max_tokens": 0}, None, "max_tokens: 0 is for scoring"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens: 0 is for scoring"),
         ({"max_tokens": -1}, "max_tokens", "0"),
         ({"max_tokens": 1001}, "max_tokens", "1000"),
         ({"prompt": "S" * 2001}, "prompt", "2000"),
@@ -195,7 +195,7 @@ def test_models(server: Process) -> None:
         ({"best_of": 21}, "best_of", "20"),
         ({"logprobs": 6}, "logprobs", "5"),
         ({"guided_regex": "x"}, "guided_regex", "unknown field"),
-        ({"stream_options": {}}, None, "stream_options"),
+        ({"stream_options": {}}, "stream_options", "stream: true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "x"),
     ],
 )

@@ -179,22 +179,22 @@ ANY = _Any("")
 
 
 @pytest.mark.parametrize(
-    ("fields", "word"),
+    ("fields", "param", "word"),
     [
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"stream_options": {}, "stream": False}, "stream_options"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 0, "echo": False}, "echo"),
-        ({"max_tokens": 0, "logprobs": 1}, "echo"),
-        ({"n": 3, "best_of": 2}, "best_of"),
-        ({"n": 21, "best_of": 20}, "best_of"),
-        ({"best_of": 2, "stream": True}, "best_of"),
-        ({"n": 2, "best_of": 3, "stream": True}, "best_of"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
+        ({"stream_options": {}, "stream": False}, "stream_options", "stream: true"),
+        ({"max_tokens": 0}, "max_tokens", "echo"),
+        ({"max_tokens": 0, "echo": False}, "max_tokens", "echo"),
+        ({"max_tokens": 0, "logprobs": 1}, "max_tokens", "echo"),
+        ({"n": 3, "best_of": 2}, "best_of", "n, which is 3"),
+        ({"n": 21, "best_of": 20}, "best_of", "n, which is 21"),
+        ({"best_of": 2, "stream": True}, "best_of", "stream"),
+        ({"n": 2, "best_of": 3, "stream": True}, "best_of", "stream"),
     ],
 )
-def test_fields_that_need_each_other(fields: dict[str, Any], word: str) -> None:
-    """No single field is wrong: the message names them."""
-    refuse({**GOOD, **fields}, None, word)
+def test_fields_that_need_each_other(fields: dict[str, Any], param: str, word: str) -> None:
+    """The message names both, and param the one that asks for too much."""
+    refuse({**GOOD, **fields}, param, word)
 
 
 def test_fields_that_go_together() -> None:

@@ -24,6 +24,7 @@ async def completions(request: Request) -> Response:
     raw = await read_body(request, service.settings.max_body_bytes)
     body = await asyncio.to_thread(parse, raw, CompletionRequest)
     model, tokenizer = service.text_model(body.model)
+    service.ready().check_room(model.name)
     # parsing a large body, encoding a long prompt and building an automaton of stops take more time than the loop has
     generations = await asyncio.to_thread(make_generations, body, model, tokenizer, service.settings)
     exchange = Exchange(service, "completions", generations, request, at_once(model, service.settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from model.tokenizer import utf8
 
@@ -115,12 +115,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _not_here(value: bool | None) -> bool | None:
+    if value:
+        raise ValueError("padding against guesses of length is not done here: false or null")
+    return value
+
+
 class StreamOptions(Strict):
     """Options of a stream."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: Literal[False] | None = None  # padding against guesses of length: not done here
+    include_obfuscation: Annotated[bool | None, AfterValidator(_not_here)] = None
 
 
 class CompletionRequest(Strict):
@@ -154,9 +160,9 @@ class CompletionRequest(Strict):
     def check(self) -> Self:
         """Fields that need each other."""
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
+            raise ValueError("stream_options: needs stream: true")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 is for scoring, it needs echo: true")
+            raise ValueError("max_tokens: 0 is for scoring and needs echo: true")
         if self.best_of is not None and self.best_of < self.num_choices:
             raise ValueError(f"best_of: {self.best_of} is less than n, which is {self.num_choices}")
         if self.stream and self.samples > self.num_choices:

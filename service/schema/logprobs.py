@@ -48,7 +48,8 @@ class Logprobs:
         """One token; ``None`` where the model gave it no probability: the first of an echo."""
         text = self._decoder.feed([token])
         # an incomplete character that this token does not go on is U+FFFD before it
-        broken = text[:1] == "\ufffd" and len(text) > len(IncrementalDecoder([self.token_bytes[token]]).feed([0]))
+        own = len(IncrementalDecoder([self.token_bytes[token]]).feed([0]))
+        broken = max(len(text) - own, 0) if text.startswith("\ufffd") else 0
         self.tokens.append(self.names[token])
         self.values.append(logprob)
         self.offsets.append(self.offset + broken)

@@ -74,6 +74,9 @@ def _validated(validate: Callable[[], Schema]) -> Schema:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         # pydantic's words for a member of a union end in the member's name: the field is enough
-        field = clip(str(first["loc"][0])) if first["loc"] else None
         reason = "unknown field" if first["type"] == "extra_forbidden" else clip(first["msg"], 200)
+        reason = reason.removeprefix("Value error, ")
+        # a rule of several fields begins with the name of one
+        named = str(first["loc"][0]) if first["loc"] else reason.partition(":")[0]
+        field = clip(named) if first["loc"] or named.isidentifier() else None
         raise invalid(f"{clip(place)}: {reason}" if place else reason, field) from None
