@@ -23,7 +23,7 @@ from model.sampling import log_softmax
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import MAX_PENDING, Burst, Generation, Outcome
-from service.scheduler import QueueFullError, Scheduler
+from service.scheduler import QueueFullError, Scheduler, prompts_and_bursts
 
 log = logging.getLogger("aft.engine")
 
@@ -159,12 +159,10 @@ class Engine:
         with model.scheduler.lock:
             ended = self._sweep(model, now)
             work = model.scheduler.schedule(now)
-        results: list[Done] = []
-        if work:
-            self._step_began = now
-            results = self._run(model, work)
-            self._step_began = None
-        self._deliver(model, work, results, ended)
+        # apart, so that a first token does not wait for the others' bursts, and it is known what each costs
+        for part in prompts_and_bursts(work):
+            self._deliver(model, part, self._run(model, part), ended)
+            ended = []
         return bool(work)
 
     def _sweep(self, model: Served, now: float) -> list[tuple[Generation, Burst]]:
@@ -185,12 +183,16 @@ class Engine:
 
     def _run(self, model: Served, work: list[tuple[Generation, Job]]) -> list[Done]:
         jobs = [job for _, job in work]
-        began = time.perf_counter()
+        if not jobs:
+            return []
+        self._step_began = began = time.perf_counter()
         try:
             results = model.runtime.run(jobs)
         except Exception:  # whatever a runtime raises, the others go on
             log.exception("model %s: a step failed", model.name)
             return []
+        finally:
+            self._step_began = None
         seconds = time.perf_counter() - began
         model.scheduler.observe(jobs, max(len(done.drawn) for done in results), seconds)
         self._metrics.step_seconds.labels(model.name).observe(seconds)

@@ -19,9 +19,12 @@ PREFILL_CHUNK = 512  # tokens of one prompt in a step, at most
 PREFILL_BUDGET = 2048  # tokens of all prompts in a step, at most
 FIRST_BUDGET = 512  # before it is known what they cost
 MAX_BURST = 256
+MANY_STREAMS = 32  # from here on bursts grow with the number of streams
 # While all slots are taken and somebody waits: a slot that becomes free is seen soon, at little cost a token.
 MAX_BURST_QUEUED = 8
 SMOOTHING = 0.2  # weight of the newest measurement
+
+Work = list[tuple[Generation, Job]]
 
 
 class QueueFullError(Exception):
@@ -39,7 +42,8 @@ class Scheduler:
         self.running: list[Generation] = []
         self.free = list(range(runtime.num_slots))  # a heap: the lowest slots first, so that few tiles are in use
         self.share = 1.0  # of the time: models take turns, so each has its part of ``burst_seconds``
-        self.seconds_per_token = 0.0  # of a decode step of the whole batch, smoothed
+        self._costs: dict[int, float] = {}  # seconds of a decode step by the bits of its number of streams, smoothed
+        self.seconds_per_token = 0.0  # of a decode step of those who write now
         self.prefill_seconds = 0.0  # of one token of a prompt, smoothed
 
     @property
@@ -95,7 +99,8 @@ class Scheduler:
         """
         if not self.seconds_per_token:
             return 1
-        seconds = self.burst_seconds * self.share
+        # an event costs its sender as much as some tokens: of many streams each gets fewer, longer ones
+        seconds = self.burst_seconds * self.share * max(1.0, len(self.running) / MANY_STREAMS)
         if prefill:
             seconds = (1 - part) * min(seconds, prefill * self.prefill_seconds / part)
         most = MAX_BURST_QUEUED if self.waiting and not self.free else MAX_BURST
@@ -110,22 +115,30 @@ class Scheduler:
     def observe(self, jobs: list[Job], drawn: int, seconds: float) -> None:
         """Learn what a step costs; ``drawn`` by the longest burst."""
         prefill = sum(len(job.tokens) for job in jobs if len(job.tokens) > 1)
-        if drawn and not prefill:
-            self.seconds_per_token = _smooth(self.seconds_per_token, seconds / drawn)
-        elif prefill:
-            alone = max(seconds - max(drawn - 1, 0) * self.seconds_per_token, 0.0)
-            self.prefill_seconds = _smooth(self.prefill_seconds, alone / prefill)
+        if prefill:
+            self.prefill_seconds = _smooth(self.prefill_seconds, seconds / prefill)
+        elif drawn:
+            bits = len(jobs).bit_length()
+            self._costs[bits] = _smooth(self._costs.get(bits, 0.0), seconds / drawn)
 
-    def schedule(self, now: float) -> list[tuple[Generation, Job]]:
-        """The next step's jobs, oldest generation first."""
+    def _cost(self, streams: int) -> float:
+        """Of a decode step of so many: as measured, or at most, from what fewer took."""
+        bits = streams.bit_length()
+        fewer = max((known for known in self._costs if known <= bits), default=None)
+        return self._costs[min(self._costs)] if fewer is None else self._costs[fewer] * 2 ** (bits - fewer)
+
+    def schedule(self, now: float) -> Work:
+        """The next step's jobs, oldest generation first: parts of prompts, and bursts."""
         self.admit(now)
         ready = [generation for generation in self.running if not generation.paused]
         # half of the time is the prompts', and more where more wait for their first token than write
         beginning = sum(generation.num_computed < len(generation.prompt) for generation in ready)
         part = max(0.5, beginning / max(len(ready), 1))
+        if self._costs:
+            self.seconds_per_token = self._cost(len(ready) - beginning)
         sizes = self._share(ready, self._budget(part))
         burst = self._burst(sum(sizes.values()), part)
-        work = []
+        work: Work = []
         for generation in ready:
             left = len(generation.prompt) - generation.num_computed
             if not left or generation in sizes:
@@ -168,10 +181,17 @@ class Scheduler:
             tokens, targets, logits = [generation.last_token], None, "none"
         if end < len(generation.prompt) or not generation.max_tokens:
             return Job(generation.slot, tokens, targets, logits)
-        max_new = min(burst, generation.max_tokens - generation.num_generated)
+        # the first token goes out when the prompt is computed, without waiting for others' bursts
+        max_new = 1 if size else min(burst, generation.max_tokens - generation.num_generated)
         draw = Draw(generation.params, max_new, generation.automaton, generation.top)
         return Job(generation.slot, tokens, targets, logits, draw)
 
 
 def _smooth(before: float, now: float) -> float:
     return (1 - SMOOTHING) * before + SMOOTHING * now if before else now
+
+
+def prompts_and_bursts(work: Work) -> tuple[Work, Work]:
+    """A step's jobs by what they are for."""
+    prompts = [(generation, job) for generation, job in work if generation.num_computed < len(generation.prompt)]
+    return prompts, [(generation, job) for generation, job in work if generation.num_computed == len(generation.prompt)]

@@ -18,6 +18,7 @@ from service.scheduler import (
     PREFILL_CHUNK,
     QueueFullError,
     Scheduler,
+    prompts_and_bursts,
 )
 
 TOKENIZER = Bytes()
@@ -320,28 +321,38 @@ def test_a_prefill_shortens_the_others_bursts() -> None:
 
     assert draws() == [1, 0]
     s.prefill_seconds = 0.0100001 / PREFILL_CHUNK
-    assert draws() == [10, 10]
+    assert draws() == [10, 1]  # the first token does not wait for a burst
     assert draws() == [50, 50]
 
 
 def test_what_a_step_teaches() -> None:
-    """A step's cost a token, smoothed. What a prompt costs is what the draws beside it do not explain."""
-    s = scheduler()
+    """What a token costs, smoothed: of prompts, and of so many streams; of more at most in proportion."""
+    s = scheduler(slots=4)
     draw = Draw(SamplingParams(), 10)
     s.observe([Job(0, [1])], 0, 5.0)
+    s.add(make("one", prompt=1, max_tokens=1000))
+    book(s.schedule(0.0))
     assert (s.seconds_per_token, s.prefill_seconds) == (0.0, 0.0)
+
+    def cost() -> float:
+        s.schedule(0.0)
+        return s.seconds_per_token
+
     s.observe([Job(0, [1], draw=draw)], 10, 0.1)
-    assert s.seconds_per_token == pytest.approx(0.01)
+    assert cost() == pytest.approx(0.01)
     s.observe([Job(0, [1], draw=draw)], 10, 0.2)
-    rate = 0.8 * 0.01 + 0.2 * 0.02
-    assert s.seconds_per_token == pytest.approx(rate)
-    s.observe([Job(0, [1], draw=draw), Job(1, [1] * 100, draw=draw)], 10, 0.2 + 9 * rate)
+    assert cost() == pytest.approx(0.8 * 0.01 + 0.2 * 0.02)
+    for i in range(3):
+        s.add(make(str(i), prompt=1, max_tokens=1000))
+    book(s.schedule(0.0))
+    assert cost() == pytest.approx(4 * 0.012)  # four streams, as long as only one was measured
+    s.observe([Job(i, [1], draw=draw) for i in range(4)], 10, 0.15)
+    assert cost() == pytest.approx(0.015)
+    s.observe([Job(0, [1] * 60), Job(1, [1] * 40)], 0, 0.2)
     assert s.prefill_seconds == pytest.approx(0.002)
-    s.observe([Job(0, [1] * 60), Job(1, [1] * 40)], 0, 0.4)
+    s.observe([Job(0, [1] * 60), Job(1, [1] * 40, draw=draw)], 1, 0.4)
     assert s.prefill_seconds == pytest.approx(0.8 * 0.002 + 0.2 * 0.004)
-    s.observe([Job(0, [1], draw=draw), Job(1, [1] * 100, draw=draw)], 10, 1e-9)
-    assert s.prefill_seconds == pytest.approx(0.8 * 0.0024)
-    assert s.seconds_per_token == pytest.approx(rate)
+    assert cost() == pytest.approx(0.015)
 
 
 BURST = 0.05
@@ -365,16 +376,20 @@ def test_a_long_prompt_does_not_stall_who_runs(fixed: float, token: float, prefi
     def step() -> None:
         nonlocal now
         work = s.schedule(now)
-        jobs = [job for _, job in work]
-        drawn = max(job.draw.max_new if job.draw else 0 for job in jobs)
-        seconds = fixed + token * drawn + prefill * sum(len(job.tokens) for job in jobs if len(job.tokens) > 1)
-        now += seconds
-        s.observe(jobs, drawn, seconds)
+        for part in prompts_and_bursts(work):
+            jobs = [job for _, job in part]
+            if not jobs:
+                continue
+            drawn = max(job.draw.max_new if job.draw else 0 for job in jobs)
+            tokens = sum(len(job.tokens) for job in jobs if len(job.tokens) > 1)
+            seconds = fixed + (prefill * tokens if tokens else token * drawn)
+            now += seconds
+            s.observe(jobs, drawn, seconds)
+            for generation, job in part:
+                if job.draw is not None and generation is not long:
+                    gaps.append(now - last[generation.id])
+                    last[generation.id] = now
         book(work)
-        for generation, job in work:
-            if job.draw is not None and generation is not long:
-                gaps.append(now - last[generation.id])
-                last[generation.id] = now
 
     long = make("long", prompt=100_000, max_tokens=1)
     for _ in range(20):
