@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
 
-from model.automaton import FORBIDDEN, stops
+from model.automaton import FORBIDDEN, Automaton, stops
 from model.runtime.base import Top
 from model.sampling import FORBIDDEN_BIAS, SamplingParams
 from model.tokenizer import Tokenizer
@@ -37,8 +37,7 @@ def make_generations(
     _check_choices(body, model, settings)
     max_tokens = _max_tokens(body, settings)
     prompts = [_ids(prompt, model, tokenizer, settings) for prompt in body.prompt]
-    strings = [stop.encode() for stop in body.stops]
-    automaton = stops(tokenizer.token_bytes, strings, tokenizer.end, ignore_end=body.unlimited or bool(body.ignore_eos))
+    automaton = _automaton(body, model, tokenizer)
     bias = body.logit_bias or {}
     for token in bias:
         if token >= tokenizer.vocab_size:
@@ -75,6 +74,17 @@ def make_generations(
         for ids in prompts
         for sample in range(body.samples)
     ]
+
+
+def _automaton(body: CompletionRequest, model: Served, tokenizer: Tokenizer) -> Automaton:
+    """Of the stops; without any it is the same for all requests, and made once."""
+    ignore_end = body.unlimited or bool(body.ignore_eos)
+    if not body.stops and ignore_end in model.automata:
+        return model.automata[ignore_end]
+    made = stops(tokenizer.token_bytes, [stop.encode() for stop in body.stops], tokenizer.end, ignore_end=ignore_end)
+    if not body.stops:
+        model.automata[ignore_end] = made
+    return made
 
 
 def at_once(model: Served, settings: Settings) -> int:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.automaton import Automaton
 from model.checkpoint import Codec
 from model.pixels import PixelCodec
 from model.runtime.base import Done, Job, Runtime, Stop, Top
@@ -41,6 +42,8 @@ class Served:
     scheduler: Scheduler
     created: int
     window: int  # positions that the position bias weighs one by one
+    # without stop strings, by whether the end symbol is ignored: every request would make the same
+    automata: dict[bool, Automaton] = field(default_factory=dict)
 
     @property
     def kind(self) -> Literal["text", "image"]:

@@ -22,6 +22,8 @@ MAX_BURST = 256
 MANY_STREAMS = 32  # from here on bursts grow with the number of streams
 # While all slots are taken and somebody waits: a slot that becomes free is seen soon, at little cost a token.
 MAX_BURST_QUEUED = 8
+SOON = 10  # bursts
+PART_IF_SOON = 0.9
 SMOOTHING = 0.2  # weight of the newest measurement
 
 Work = list[tuple[Generation, Job]]
@@ -131,11 +133,10 @@ class Scheduler:
         """The next step's jobs, oldest generation first: parts of prompts, and bursts."""
         self.admit(now)
         ready = [generation for generation in self.running if not generation.paused]
-        # half of the time is the prompts', and more where more wait for their first token than write
-        beginning = sum(generation.num_computed < len(generation.prompt) for generation in ready)
-        part = max(0.5, beginning / max(len(ready), 1))
+        unread = [len(g.prompt) - g.num_computed for g in ready if g.num_computed < len(g.prompt)]
+        part = self._part(sum(unread), len(unread), len(ready))
         if self._costs:
-            self.seconds_per_token = self._cost(len(ready) - beginning)
+            self.seconds_per_token = self._cost(len(ready) - len(unread))
         sizes = self._share(ready, self._budget(part))
         burst = self._burst(sum(sizes.values()), part)
         work: Work = []
@@ -144,6 +145,16 @@ class Scheduler:
             if not left or generation in sizes:
                 work.append((generation, self._job(generation, sizes.get(generation, 0), burst)))
         return work
+
+    def _part(self, tokens: int, beginning: int, ready: int) -> float:
+        """Of the time, for so many tokens of prompts of so many streams among all.
+
+        Nearly all where they are done soon: many short prompts get their first tokens, and writers only pause. Half
+        beside a long prompt, or more where more wait for their first token than write.
+        """
+        if tokens * self.prefill_seconds < SOON * self.burst_seconds:
+            return PART_IF_SOON
+        return max(0.5, beginning / max(ready, 1))
 
     def _share(self, ready: list[Generation], budget: int) -> dict[Generation, int]:
         """How much of each prompt is computed in this step."""

@@ -52,7 +52,9 @@ class Settings(BaseSettings):
     max_prompt_tokens: Positive = Field(1_000_000, description="longest prompt, in tokens")
     max_body_bytes: Positive = Field(8 << 20, description="largest request body, in bytes")
     max_upload_bytes: Positive = Field(1 << 20, description="largest form with an image, in bytes")
-    burst_seconds: Seconds = Field(0.05, description="length of a decode burst under steady load; twice that with 64 streams")
+    burst_seconds: Seconds = Field(
+        0.05, description="length of a decode burst under steady load; twice that with 64 streams"
+    )
     heartbeat_seconds: Seconds = Field(10, description="silence after which a stream gets a heartbeat")
     stalled_reader_seconds: Seconds = Field(60, description="a reader that accepts nothing for so long is cut off")
     drain_seconds: Seconds = Field(30, description="time that running streams have to finish after SIGTERM")

@@ -14,6 +14,7 @@ from service.scheduler import (
     FIRST_BUDGET,
     MAX_BURST,
     MAX_BURST_QUEUED,
+    PART_IF_SOON,
     PREFILL_BUDGET,
     PREFILL_CHUNK,
     QueueFullError,
@@ -225,9 +226,10 @@ def test_the_budget_is_measured_time() -> None:
     s = beside_prompts(exact=True)
     assert sizes_of(s.schedule(0.0)) == {"decoding": 1, "0": FIRST_BUDGET}
     seconds = s.burst_seconds * 6 / 7  # one writes, six wait for their first token
+    soon = s.burst_seconds * PART_IF_SOON  # 6 x 1,024 tokens are less than 10 bursts, at 1,000 a burst
     for each, wanted in [
-        (1.00001 * seconds / 1000, {"decoding": 1, "0": 512, "1": 487}),
-        (0.99999 * seconds / 1000, {"decoding": 1, "0": 512, "1": 488}),
+        (1.00001 * soon / 1000, {"decoding": 1, "0": 512, "1": 487}),
+        (0.99999 * soon / 1000, {"decoding": 1, "0": 512, "1": 488}),
         (0.99999 * seconds / 100, {"decoding": 1, "0": 100}),
         (7.0, {"decoding": 1, "0": 1}),
     ]:
@@ -256,7 +258,7 @@ def test_where_a_cut_changes_bits_the_budget_holds_whole_chunks() -> None:
     """As many chunks as fit, but at least one; a short prompt may use what a long one cannot."""
     s = beside_prompts(exact=False)
     s.add(make("short", prompt=300))
-    s.prefill_seconds = 0.99999 * s.burst_seconds * 7 / 8 / 1000
+    s.prefill_seconds = 0.99999 * s.burst_seconds * PART_IF_SOON / 1000
     assert sizes_of(s.schedule(0.0)) == {"decoding": 1, "0": 512, "short": 300}
     s.prefill_seconds = 7.0
     assert sizes_of(s.schedule(0.0)) == {"decoding": 1, "0": 512}
@@ -320,8 +322,8 @@ def test_a_prefill_shortens_the_others_bursts() -> None:
         return [job.draw.max_new if job.draw else 0 for _, job in work]
 
     assert draws() == [1, 0]
-    s.prefill_seconds = 0.0100001 / PREFILL_CHUNK
-    assert draws() == [10, 1]  # the first token does not wait for a burst
+    s.prefill_seconds = 0.0250001 / PREFILL_CHUNK
+    assert draws() == [2, 1]  # the first token does not wait for a burst, and is soon there
     assert draws() == [50, 50]
 
 

@@ -14,6 +14,7 @@ from service.schema.parse import parse, read_body
 from service.state import Service
 
 router = APIRouter()
+SMALL_BYTES = 4096  # a body that is read in less time than a thread takes to begin
 
 
 @router.post("/v1/completions", openapi_extra={"requestBody": {"required": True, "content": {
@@ -22,11 +23,15 @@ async def completions(request: Request) -> Response:
     """Generate text, or score it."""
     service: Service = request.app.state.service
     raw = await read_body(request, service.settings.max_body_bytes)
-    body = await asyncio.to_thread(parse, raw, CompletionRequest)
+    # a large body, a long prompt or an automaton of stops takes more time than the loop has; a thread takes some, too
+    small = len(raw) <= SMALL_BYTES
+    body = parse(raw, CompletionRequest) if small else await asyncio.to_thread(parse, raw, CompletionRequest)
     model, tokenizer = service.text_model(body.model)
     service.ready().check_room(model.name)
-    # parsing a large body, encoding a long prompt and building an automaton of stops take more time than the loop has
-    generations = await asyncio.to_thread(make_generations, body, model, tokenizer, service.settings)
+    if small and not body.stop:
+        generations = make_generations(body, model, tokenizer, service.settings)
+    else:
+        generations = await asyncio.to_thread(make_generations, body, model, tokenizer, service.settings)
     exchange = Exchange(service, "completions", generations, request, at_once(model, service.settings))
     answer = Completion(exchange, model, tokenizer, body)
     if body.stream:
