@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: setup setup-train setup-dev serve test test-clients check format system-packages image-test conformance-emulated sanitize soak clean
+.PHONY: setup setup-train setup-dev serve test test-clients fuzz check format system-packages image-test conformance-emulated sanitize soak clean
 
 setup: $(VENV)/.serve
 setup-train: $(VENV)/.train
@@ -50,6 +50,15 @@ $(CLIENTS)/.node: tests/clients/package.json
 	cp $< $(@D)
 	npm install --prefix $(@D) --no-audit --no-fund --loglevel error
 	touch $@
+
+FUZZ := build/fuzz
+$(FUZZ)/bin/st:
+	$(PYTHON) -m venv --clear $(FUZZ)
+	$(FUZZ)/bin/pip install --quiet --disable-pip-version-check schemathesis==4.32.5
+
+# made-up requests over the OpenAPI document, thousands of them
+fuzz: setup-dev $(FUZZ)/bin/st
+	$(BIN)/python tests/fuzz.py $(FUZZ)/bin/st
 
 # where npm is not at hand its part is skipped, with a word: CI has it from `make system-packages`
 test-clients: setup-dev $(CLIENTS)/.python $(if $(shell command -v npm),$(CLIENTS)/.node)

@@ -93,18 +93,18 @@ class Scheduler:
         elif generation in self.waiting:
             self.waiting.remove(generation)
 
-    def _burst(self, prefill: int, part: float) -> int:
+    def _burst(self, prefill: int, part: float, *, more: bool = True) -> int:
         """Tokens that a stream draws in a step beside so many tokens of prompts.
 
-        Alone, what fits into ``burst_seconds``. Prompts have their ``part`` of the time, and short ones are not kept
-        waiting: running streams take no more than the rest, in proportion.
+        A step takes ``burst_seconds``. Where it leaves ``more`` of prompts to the next, they have their ``part`` of the
+        time and short steps: running streams take no more than the rest, in proportion.
         """
         if not self.seconds_per_token:
             return 1
         # an event costs its sender as much as some tokens: of many streams each gets fewer, longer ones
         seconds = self.burst_seconds * self.share * max(1.0, len(self.running) / MANY_STREAMS)
-        if prefill:
-            seconds = (1 - part) * min(seconds, prefill * self.prefill_seconds / part)
+        taken = prefill * self.prefill_seconds
+        seconds = (1 - part) * min(seconds, taken / part) if prefill and more else seconds - taken
         most = MAX_BURST_QUEUED if self.waiting and not self.free else MAX_BURST
         return max(1, min(most, int(seconds / self.seconds_per_token)))
 
@@ -138,7 +138,8 @@ class Scheduler:
         if self._costs:
             self.seconds_per_token = self._cost(len(ready) - len(unread))
         sizes = self._share(ready, self._budget(part))
-        burst = self._burst(sum(sizes.values()), part)
+        computed = sum(sizes.values())
+        burst = self._burst(computed, part, more=computed < sum(unread))
         work: Work = []
         for generation in ready:
             left = len(generation.prompt) - generation.num_computed

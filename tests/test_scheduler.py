@@ -323,7 +323,8 @@ def test_a_prefill_shortens_the_others_bursts() -> None:
 
     assert draws() == [1, 0]
     s.prefill_seconds = 0.0250001 / PREFILL_CHUNK
-    assert draws() == [2, 1]  # the first token does not wait for a burst, and is soon there
+    # the first token does not wait for a burst; with the last part of the prompts, a step is as long as any
+    assert draws() == [24, 1]
     assert draws() == [50, 50]
 
 
