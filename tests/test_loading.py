@@ -95,10 +95,10 @@ def test_serving_a_damaged_folder_ends_with_1(checkpoints: Path) -> None:
     finally:
         process.end()
     assert status == 1
-    *listening, last = stderr.splitlines()
-    assert [line for line in listening if "listening on" not in line] == []
-    assert "tiny" in last
-    assert "model.safetensors is damaged" in last
+    # loading and listening run side by side: either line may come first
+    (said,) = (line for line in stderr.splitlines() if "listening on" not in line)
+    assert "tiny" in said
+    assert "model.safetensors is damaged" in said
 
 
 def test_a_port_that_is_taken(checkpoints: Path) -> None:
