@@ -60,8 +60,9 @@ $(FUZZ)/bin/st:
 fuzz: setup-dev $(FUZZ)/bin/st
 	$(BIN)/python tests/fuzz.py $(FUZZ)/bin/st
 
-# where npm is not at hand its part is skipped, with a word: CI has it from `make system-packages`
-test-clients: setup-dev $(CLIENTS)/.python $(if $(shell command -v npm),$(CLIENTS)/.node)
+# where npm and a Node of at least 20 are not at hand, their part is skipped, with a word
+NODE_20 = $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20)' && echo yes)
+test-clients: setup-dev $(CLIENTS)/.python $(if $(NODE_20),$(CLIENTS)/.node)
 	$(BIN)/pytest tests/clients
 
 check: setup-dev

@@ -29,7 +29,9 @@ def main(program: str, examples: int) -> int:
         report = Path(folder) / "events.ndjson"
         command = [
             program, "run", f"{server.url}/openapi.json", "--phases", "fuzzing", "--mode", "all",
-            "--exclude-checks", "positive_data_acceptance", "--max-examples", str(examples), "--workers", "2",
+            "--exclude-checks", "positive_data_acceptance",
+            # schemathesis 4.32 breaks at this form's optional file ("Unsupported type: 'Binary'")
+            "--exclude-path", "/v1/images/edits", "--max-examples", str(examples), "--workers", "2",
             "--request-timeout", "60", "--seed", "1", "--report", "ndjson", "--report-ndjson-path", str(report),
         ]  # fmt: skip
         status = subprocess.run(command, check=False, cwd=folder).returncode
@@ -56,4 +58,4 @@ def _count(event: object, answers: dict[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(str(Path(sys.argv[1]).resolve()), int(sys.argv[2]) if len(sys.argv) > 2 else 600))
+    sys.exit(main(str(Path(sys.argv[1]).resolve()), int(sys.argv[2]) if len(sys.argv) > 2 else 620))
