@@ -61,7 +61,7 @@ fuzz: setup-dev $(FUZZ)/bin/st
 	$(BIN)/python tests/fuzz.py $(FUZZ)/bin/st
 
 # where npm and a Node of at least 20 are not at hand, their part is skipped, with a word
-NODE_20 = $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20)' && echo yes)
+NODE_20 = $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' && echo yes)
 test-clients: setup-dev $(CLIENTS)/.python $(if $(NODE_20),$(CLIENTS)/.node)
 	$(BIN)/pytest tests/clients
 
