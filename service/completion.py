@@ -21,7 +21,7 @@ from service.request import Burst, Generation, Outcome
 from service.schema.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Head, choice, usage
 from service.schema.logprobs import Logprobs, token_names
 from service.settings import Settings
-from service.text import TextAssembler
+from service.text import TextAssembler, encode
 
 Reason = Literal["stop", "length"]
 REASONS: dict[Outcome, Reason] = {Outcome.STOP: "stop", Outcome.LENGTH: "length"}
@@ -125,12 +125,7 @@ def _ids(prompt: str | list[int], model: Served, tokenizer: Tokenizer, settings:
     """A prompt as ids, without begin."""
     limit = settings.max_prompt_tokens
     if isinstance(prompt, str):
-        if len(prompt) > limit:  # a token is at most a character
-            raise errors.invalid(f"prompt: {len(prompt)} characters, at most {limit} tokens are taken", "prompt")
-        try:
-            ids = tokenizer.encode(prompt)
-        except ValueError as error:  # unpaired surrogates
-            raise errors.invalid(f"prompt: {error}", "prompt") from None
+        ids = encode(tokenizer, prompt, limit)
     else:
         ids = prompt[1:] if _begins(prompt, tokenizer) else prompt
         if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:

@@ -1,10 +1,24 @@
-"""Tokens -> text: incomplete UTF-8 is held back, and so is whatever might become a stop string."""
+"""Text -> tokens -> text: incomplete UTF-8 is held back, and so is whatever might become a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model.tokenizer import IncrementalDecoder
+from model.tokenizer import IncrementalDecoder, Tokenizer
+from service import errors
+
+
+def encode(tokenizer: Tokenizer, prompt: str, limit: int) -> list[int]:
+    """A prompt as ids. ApiError for unpaired surrogates, and for more than ``limit`` tokens."""
+    if len(prompt) > limit:  # a token is at most a character: this costs no encoding
+        raise errors.invalid(f"prompt: {len(prompt)} characters, at most {limit} tokens are taken", "prompt")
+    try:
+        ids = tokenizer.encode(prompt)
+    except ValueError as error:  # unpaired surrogates
+        raise errors.invalid(f"prompt: {error}", "prompt") from None
+    if len(ids) > limit:
+        raise errors.invalid(f"prompt: {len(ids)} tokens, at most {limit} are taken", "prompt")
+    return ids
 
 
 class TextAssembler:

@@ -24,6 +24,7 @@ from service.schema.tokenizer import (
     Tokens,
 )
 from service.state import Service
+from service.text import encode
 
 router = APIRouter()
 # Names of the two symbols, which write nothing. lm-eval learns an id by tokenizing the name.
@@ -118,14 +119,7 @@ def _text_model(request: Request, name: str | None) -> tuple[Served, Tokenizer]:
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, limit: int, **facts: object) -> Response:
-    if len(prompt) > limit:  # a token is at most a character
-        raise errors.invalid(f"prompt: {len(prompt)} characters, at most {limit} tokens are taken", "prompt")
-    try:
-        tokens = tokenizer.encode(prompt)
-    except ValueError as error:  # unpaired surrogates
-        raise errors.invalid(f"prompt: {error}", "prompt") from None
-    if len(tokens) > limit:
-        raise errors.invalid(f"prompt: {len(tokens)} tokens, at most {limit} are taken", "prompt")
+    tokens = encode(tokenizer, prompt, limit)
     return JSONResponse({"tokens": tokens, "count": len(tokens), **facts})
 
 
