@@ -5,6 +5,7 @@ What a step reads depends on (seed, step) alone, so that a run resumes exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.images import ImageSet
-from model.pixels import PixelCodec
+from model.pixels import PixelCodec, plain
 from model.tokenizer import Tokenizer
 
 Ids = NDArray[np.int32]
 Examples = tuple[Tensor, Tensor]  # inputs and targets (N, T) int64
+IGNORED = -100  # a target that is not learned and not scored (the default of torch's cross_entropy)
+
+
+PIECE = 1 << 20  # characters
 
 
 class Source(Protocol):
@@ -40,7 +45,9 @@ def encode(part: str | bytes, tokenizer: Tokenizer) -> Ids:
     """The ids of one split."""
     if isinstance(part, bytes):  # byte ids are the bytes
         return np.frombuffer(part, np.uint8).astype(np.int32)
-    return np.array(tokenizer.encode(part), np.int32)
+    # in pieces: a list of ids takes ten times the room of an array
+    pieces = [tokenizer.encode(part[at : at + PIECE]) for at in range(0, len(part), PIECE)]
+    return np.concatenate([np.array(piece, np.int32) for piece in pieces] or [np.zeros(0, np.int32)])
 
 
 def side_by_side(ids: Ids, length: int, most: int) -> Examples:
@@ -52,60 +59,96 @@ def side_by_side(ids: Ids, length: int, most: int) -> Examples:
 
 
 class Windows:
-    """Random windows of ``length`` inputs and targets; some start where a stream starts, at the begin symbol."""
+    """Random windows of ``length`` inputs and targets; some start where a stream starts, at the begin symbol.
 
-    def __init__(self, ids: Ids, length: int, tokenizer: Tokenizer, begin_share: float, seed: int) -> None:
-        """ValueError where the corpus is shorter than one window."""
-        if len(ids) < length + 1:
+    ``carry`` windows of a row follow one another in the text, a step each, before it starts at another place.
+    """
+
+    def __init__(
+        self, ids: Ids, length: int, tokenizer: Tokenizer, begin_share: float, seed: int, carry: int = 1
+    ) -> None:
+        """ValueError where the corpus is shorter than the windows that follow one another."""
+        self.span = length * carry
+        if len(ids) < self.span + 1:
             raise ValueError(
-                f"the training split has {len(ids)} ids, a window needs {length + 1}: use a shorter length"
+                f"the training split has {len(ids)} ids, a window needs {self.span + 1}: use a shorter length"
             )
         self.ids, self.length, self.begin, self.share, self.seed = ids, length, tokenizer.begin, begin_share, seed
+        self.carry = carry
         newline = tokenizer.encode("\n")
-        after = np.flatnonzero(ids[: len(ids) - length - 1] == newline[0]) + 1 if len(newline) == 1 else ids[:0]
+        after = np.flatnonzero(ids[: len(ids) - self.span - 1] == newline[0]) + 1 if len(newline) == 1 else ids[:0]
         # what follows an empty line is the nearest to a beginning that plain text has
         empty = after[np.isin(after - 1, after)]
         self.starts = next((s for s in (empty, after) if len(s)), np.zeros(1, np.int64))
 
     def batch(self, step: int, size: int) -> Examples:
         """Inputs and targets (size, length) int64 of a step."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), step], np.uint64)))
-        offsets = rng.integers(0, len(self.ids) - self.length, size)
+        row, window = divmod(step, self.carry)
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), row], np.uint64)))
+        offsets = rng.integers(0, len(self.ids) - self.span, size)
         beginning = rng.random(size) < self.share
-        offsets = np.where(beginning, self.starts[rng.integers(0, len(self.starts), size)], offsets)
-        windows = self.ids[offsets[:, None] + np.arange(self.length + 1)].astype(np.int64)
         # a beginning is shifted by one: begin, then the text
-        inputs = np.where(beginning[:, None], np.roll(windows[:, :-1], 1, axis=1), windows[:, :-1])
-        inputs[beginning, 0] = self.begin
-        targets = np.where(beginning[:, None], windows[:, :-1], windows[:, 1:])
-        return torch.from_numpy(inputs), torch.from_numpy(targets)
+        offsets = np.where(beginning, self.starts[rng.integers(0, len(self.starts), size)] - 1, offsets)
+        places = offsets[:, None] + window * self.length + np.arange(self.length + 1)
+        ids = self.ids[places.clip(min=0)].astype(np.int64)
+        if window == 0:
+            ids[beginning, 0] = self.begin
+        return torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:])
 
 
-def examples(images: NDArray[np.uint8], conditions: NDArray[np.int64]) -> Examples:
-    """Images (N, H, W, 3) and their conditions (N) -> the condition and all values but the last; all values."""
-    targets = torch.from_numpy(images.reshape(len(images), -1).astype(np.int64))
-    return torch.cat([torch.from_numpy(conditions)[:, None], targets[:, :-1]], 1), targets
+class Mixture:
+    """Windows of two corpora in a step: a share of the second's, until some step."""
+
+    def __init__(self, windows: Windows, extra: Windows, share: float, until: int) -> None:
+        self.windows, self.extra, self.share, self.until = windows, extra, share, until
+
+    def batch(self, step: int, size: int) -> Examples:
+        """Inputs and targets (size, length) int64 of a step; rows that continue stay in their corpus."""
+        begun = step - step % self.windows.carry
+        count = round(self.share * size) if begun < self.until else 0
+        if not count:
+            return self.windows.batch(step, size)
+        both = self.extra.batch(step, count), self.windows.batch(step, size - count)
+        inputs, targets = (torch.cat(parts) for parts in zip(*both, strict=True))
+        return inputs, targets
 
 
-def conditions(pictures: ImageSet, codec: PixelCodec) -> NDArray[np.int64]:
-    """The condition of each picture: its label and its style."""
+def examples(images: NDArray[np.uint8], prompts: NDArray[np.int64]) -> Examples:
+    """Images (N, H, W, 3) and their prompts (N, 1 + P): condition and name -> inputs and targets (N, P + H W 3).
+
+    Inputs are the prompt and all values but the last, targets all values; a name is no target.
+    """
+    values = torch.from_numpy(images.reshape(len(images), -1).astype(np.int64))
+    given = torch.from_numpy(prompts)
+    spelled = torch.full_like(given[:, 1:], IGNORED)
+    return torch.cat([given, values[:, :-1]], 1), torch.cat([spelled, values], 1)
+
+
+def prompts(pictures: ImageSet, codec: PixelCodec) -> NDArray[np.int64]:
+    """What each picture is told by (N, 1 + P): its label, its style and, where the model reads names, its first one."""
     styles = [codec.styles[i] if codec.styles else "" for i in pictures.style]
     labels = [codec.labels[i] for i in pictures.label]
-    return np.array([codec.condition(*pair) for pair in zip(labels, styles, strict=True)])
+    named = [spelled(aliases[:1], codec)[0] for aliases in pictures.aliases]
+    conditions = [codec.condition(*pair) for pair in zip(labels, styles, strict=True)]
+    return np.array([[condition, *name] for condition, name in zip(conditions, named, strict=True)])
+
+
+def spelled(aliases: Sequence[str], codec: PixelCodec) -> list[list[int]]:
+    """The ids of names, the ends of long ones cut off; of no name where there is none or the model reads none."""
+    length = codec.raster.name_length
+    return [codec.spell(plain(name)[:length]) for name in aliases if length] or [codec.spell("")]
 
 
 class Pictures:
     """Random pictures: mirrored where that is as good, a little brighter or darker, now and then with less said."""
 
-    def __init__(self, pictures: ImageSet, codec: PixelCodec, brightness: int, any_share: float, seed: int) -> None:
-        self.pictures, self.codec, self.brightness, self.any_share, self.seed = (
-            pictures,
-            codec,
-            brightness,
-            any_share,
-            seed,
-        )
+    def __init__(
+        self, pictures: ImageSet, codec: PixelCodec, brightness: int, any_share: float, nameless_share: float, seed: int
+    ) -> None:
+        self.pictures, self.codec, self.brightness, self.seed = pictures, codec, brightness, seed
+        self.any_share, self.nameless_share = any_share, nameless_share
         self.flips = pictures.flips
+        self.names = [np.array(spelled(aliases, codec), np.int64) for aliases in pictures.aliases]
 
     def batch(self, step: int, size: int) -> Examples:
         """Inputs and targets (size, H W 3) int64 of a step."""
@@ -120,4 +163,8 @@ class Pictures:
         labels = np.where(hidden[0], 0, self.pictures.label[chosen] + 1)
         styles = np.where(hidden[1] | (not self.codec.styles), 0, self.pictures.style[chosen] + 1)
         first = self.codec.condition()
-        return examples(images, first + labels * (len(self.codec.styles) + 1) + styles)
+        conditions = first + labels * (len(self.codec.styles) + 1) + styles
+        which, nameless = rng.random(size), rng.random(size) < self.nameless_share
+        named = np.stack([self.names[i][int(x * len(self.names[i]))] for i, x in zip(chosen, which, strict=True)])
+        named = np.where(nameless[:, None], np.array(self.codec.spell(""), np.int64), named)
+        return examples(images, np.concatenate([conditions[:, None], named], 1))

@@ -9,9 +9,7 @@ reaches on data in the nearest cache.
 from __future__ import annotations
 
 import importlib.util
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ import numpy as np
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.generate import values_only
+from model.machine import facts
 from model.runtime.base import Draw, Job, Runtime
 from model.sampling import SamplingParams
 
@@ -53,20 +52,10 @@ class Figure:
 
 def machine(runtime: Runtime, limits: Limits) -> dict[str, object]:
     """What the figures were measured on."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model")]
-        cpu = " ".join(reversed(names[:2]))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
     return {
-        "cpu": cpu, "runtime": runtime.name, "isa": runtime.isa, "threads": runtime.threads,
+        **facts(), "runtime": runtime.name, "isa": runtime.isa, "threads": runtime.threads,
         "state_bytes": runtime.state_bytes, "weight_bytes": runtime.weight_bytes,
-        "flops_per_token": limits.operations, "peak_flops": limits.flops, "commit": commit,
-        "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+        "flops_per_token": limits.operations, "peak_flops": limits.flops,
     }  # fmt: skip
 
 
@@ -245,7 +234,7 @@ def images(checkpoint: Checkpoint, runtime: Runtime, limits: Limits, batches: Se
             for slot in range(count):
                 runtime.reset(slot)
             params = [SamplingParams(seed=slot) for slot in range(count)]
-            jobs = [Job(i, [codec.condition()], draw=Draw(params[i], size, automaton)) for i in range(count)]
+            jobs = [Job(i, codec.prompt(), draw=Draw(params[i], size, automaton)) for i in range(count)]
             began = time.perf_counter()
             runtime.run(jobs)
             return count / (time.perf_counter() - began)

@@ -42,6 +42,7 @@ class CheckpointConfig(BaseModel):
     tokenizer: Literal["characters", "bytes", "pixels"]
     labels: list[str] = []  # of an image model
     styles: list[str] = []
+    alphabet: str = ""  # of names, where the image model knows them
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]  # name -> sha256
     training: dict[str, Any] = {}  # facts for people: corpus, length, steps, scores
 
@@ -92,7 +93,7 @@ class Checkpoint:
         if not pixels == (config.kind == "image") == (config.model.raster is not None):
             raise CheckpointError(f"{self.name}: {CONFIG}: kind, tokenizer and raster contradict each other")
         if config.model.raster is not None:
-            return PixelCodec(config.model.raster, config.labels, config.styles)
+            return PixelCodec(config.model.raster, config.labels, config.styles, config.alphabet)
         try:
             return load_tokenizer(config.tokenizer, self.folder / TOKENIZER)
         except ValueError as error:
@@ -115,7 +116,10 @@ class Checkpoint:
     @property
     def fingerprint(self) -> str:
         """sha256 over weights, tokenizer and shape: equal means the same model."""
-        digest = hashlib.sha256(self.config.model.model_dump_json().encode())
+        model = self.config.model
+        # a field that came later and is not used leaves the fingerprint as it was: states stay valid
+        unused = {"raster": {"name_length"}} if model.raster is not None and not model.raster.name_length else None
+        digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())
         for name in sorted(self.config.files):
             digest.update(self.config.files[name].encode())
         return digest.hexdigest()
@@ -150,7 +154,7 @@ def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, trainin
 
 def _codec_facts(codec: Codec) -> dict[str, Any]:
     if isinstance(codec, PixelCodec):
-        return {"tokenizer": "pixels", "labels": codec.labels, "styles": codec.styles}
+        return {"tokenizer": "pixels", "labels": codec.labels, "styles": codec.styles, "alphabet": codec.alphabet}
     return {"tokenizer": "characters" if isinstance(codec, Characters) else "bytes"}
 
 

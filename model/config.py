@@ -16,13 +16,17 @@ MAX_LEN_WITHOUT_DECAY = 100_000
 
 
 class Raster(BaseModel):
-    """The grid of a pixel model: sub-pixels in reading order, R, G, B of a pixel side by side."""
+    """The grid of a pixel model: sub-pixels in reading order, R, G, B of a pixel side by side.
+
+    Before them stand a condition and, in models that know names, the name of what is drawn, a position a character.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     height: PositiveInt  # pixels
     width: PositiveInt  # pixels
     channels: PositiveInt = 3
+    name_length: Annotated[int, Field(ge=0)] = 0  # positions of a name; 0: the model knows none
 
     @property
     def row(self) -> int:
@@ -31,8 +35,13 @@ class Raster(BaseModel):
 
     @property
     def size(self) -> int:
-        """Sub-pixels of an image: the positions of its sequence."""
+        """Sub-pixels of an image."""
         return self.height * self.row
+
+    @property
+    def positions(self) -> int:
+        """Positions of its sequence: the last sub-pixel is drawn and not read, the condition is read and not drawn."""
+        return self.name_length + self.size
 
 
 class ModelConfig(BaseModel):
@@ -91,8 +100,8 @@ class ModelConfig(BaseModel):
             raise ValueError("an absolute bias has one head and no decay")
 
     def _check_raster(self) -> None:
-        if self.raster is not None and self.max_model_len != self.raster.size:
-            raise ValueError(f"max_model_len is {self.max_model_len}, the raster has {self.raster.size} sub-pixels")
+        if self.raster is not None and self.max_model_len != self.raster.positions:
+            raise ValueError(f"max_model_len is {self.max_model_len}, the raster has {self.raster.positions} positions")
         if self.raster is not None and self.tied_head:
             raise ValueError("a pixel model has no tied head")
         if self.bias != "raster":
@@ -101,6 +110,8 @@ class ModelConfig(BaseModel):
             return
         if self.raster is None or self.window % self.raster.row:
             raise ValueError("a raster bias needs a raster, and a window of whole rows")
+        if self.raster.name_length:
+            raise ValueError("a raster bias has rows from the first position on: it knows no names")
         if not 0 < self.window_columns < self.raster.row / 2:
             raise ValueError(f"window_columns must be 1 to {(self.raster.row - 1) // 2}, it is {self.window_columns}")
 

@@ -23,10 +23,10 @@ CHUNK = 512
 def text(checkpoint: Checkpoint, count: int) -> list[int]:
     """``count`` ids that begin as a stream of this model does."""
     if isinstance(checkpoint.codec, PixelCodec):
-        first, size = checkpoint.codec.condition(), NUM_VALUES
+        first, size = checkpoint.codec.prompt(), NUM_VALUES
     else:
-        first, size = checkpoint.codec.begin, checkpoint.codec.vocab_size
-    return [first, *(int(uniform(0, 0, position) * size) for position in range(1, count))]
+        first, size = [checkpoint.codec.begin], checkpoint.codec.vocab_size
+    return [*first, *(int(uniform(0, 0, position) * size) for position in range(len(first), count))]
 
 
 def digests(checkpoint: Checkpoint, runtime: Runtime, deepest: int = DEPTHS[-1]) -> dict[str, str]:

@@ -99,12 +99,12 @@ def _stream(runtime: Runtime, tokens: list[int]) -> Bits:
 
 @torch.inference_mode()
 def per_dimension(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """Bits per sub-pixel of images as sequences (N, H W 3)."""
+    """Bits per sub-pixel of images as sequences (N, P + H W 3); names, the first P, do not count."""
     total = 0.0
     for x, y in zip(inputs.split(ROWS), targets.split(ROWS), strict=True):
         logits, _ = network(x)
         total += float(_bits(logits, y).sum())
-    return total / targets.numel()
+    return total / int((targets >= 0).sum())
 
 
 def _groups(items: list[int], size: int) -> Iterator[list[int]]:

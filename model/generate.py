@@ -52,6 +52,7 @@ def draw(
     folder: Path,
     label: str = "",
     style: str = "",
+    name: str = "",
     *,
     temperature: float = 1.0,
     seed: int = 0,
@@ -60,13 +61,13 @@ def draw(
 ) -> Iterator[Pixels]:
     """An image (H, W, 3) row by row: each is the one before with one more row; the rest is white.
 
-    CheckpointError for a text model, ValueError for a label or style that the model does not know.
+    CheckpointError for a text model, ValueError for a label, style or name that the model does not know.
     """
     checkpoint = Checkpoint(folder)
     codec = checkpoint.pixels
     opened = open_runtime(checkpoint, num_slots=1, wanted=runtime)
     params = SamplingParams(temperature=temperature, seed=seed, sample=sample)
-    tokens, values, automaton = [codec.condition(label, style)], list[int](), values_only(codec)
+    tokens, values, automaton = codec.prompt(label, style, name), list[int](), values_only(codec)
     while len(values) < codec.raster.size:
         (done,) = opened.run([Job(0, tokens, draw=Draw(params, codec.raster.row, automaton))])
         values += done.drawn
@@ -75,10 +76,10 @@ def draw(
 
 
 def draw_together(runtime: Runtime, codec: PixelCodec, prompts: Sequence[Sequence[int]]) -> list[Pixels]:
-    """The images (H, W, 3) that begin with each prompt, a condition and perhaps some values; the n-th has seed n."""
-    jobs = []
+    """The images (H, W, 3) that begin with each prompt (``codec.prompt``, perhaps some values); seeds count from 0."""
+    jobs, before = [], 1 + codec.raster.name_length
     for slot, prompt in enumerate(prompts):
         runtime.reset(slot)
-        left = codec.raster.size + 1 - len(prompt)
+        left = codec.raster.size + before - len(prompt)
         jobs.append(Job(slot, prompt, draw=Draw(SamplingParams(seed=slot), left, values_only(codec))))
-    return [codec.decode([*p[1:], *d.drawn]) for p, d in zip(prompts, runtime.run(jobs), strict=True)]
+    return [codec.decode([*p[before:], *d.drawn]) for p, d in zip(prompts, runtime.run(jobs), strict=True)]

@@ -21,15 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from model import data
-from model.data import DataError
-from model.pixels import Pixels, fit
+from model.fetch import DataError, check, data_folder, fetch_url, run_client
+from model.pixels import Pixels, fit, plain
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 EMOJI = {
     "google": ("emoji-datasource-google@16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
     "twitter": ("emoji-datasource-twitter@16.0.0", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"),
 }
+# the names that Unicode gives them ("red heart"); the packages above have older ones ("heavy black heart")
+NAMES = ("unicode-emoji-json@0.8.0", "1ff55192e88e1d5c6706b28ae95f0b26370a0e79f05ff86bcbed6b9e5d7ea244")
+PACKAGES = {**EMOJI, "names": NAMES}
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 NOT_FLIPPED = {"Flags", "Symbols"}  # mirrored, they are something else
@@ -44,16 +46,16 @@ class ImageSet:
     style: NDArray[np.int64]  # (N) into styles; 0 where there are none
     part: NDArray[np.int64]  # (N) 0 training, 1 validation, 2 test
     names: list[str]
+    aliases: list[list[str]]  # (N) what each is called, the best known first; none: it has no name
     labels: list[str]
     styles: list[str]
 
     def subset(self, part: int) -> ImageSet:
         """One side of the split."""
         keep = np.flatnonzero(self.part == part)
-        names = [self.names[i] for i in keep]
-        return ImageSet(
-            self.images[keep], self.label[keep], self.style[keep], self.part[keep], names, self.labels, self.styles
-        )
+        names, aliases = [self.names[i] for i in keep], [self.aliases[i] for i in keep]
+        arrays = (self.images[keep], self.label[keep], self.style[keep], self.part[keep])
+        return ImageSet(*arrays, names, aliases, self.labels, self.styles)
 
     @property
     def flips(self) -> NDArray[np.bool_]:
@@ -86,7 +88,9 @@ def group_of(unified: str) -> str:
 
 
 def _emoji(size: int) -> ImageSet:
-    rows: list[tuple[Pixels, str, int, str, str]] = []
+    known = json.loads(_member(_package("names"), "package/data-by-emoji.json"))
+    called = {_colourless("-".join(f"{ord(c):04X}" for c in emoji)): facts["name"] for emoji, facts in known.items()}
+    rows: list[tuple[Pixels, str, int, str, str, list[str]]] = []
     for number, style in enumerate(EMOJI):
         files = _members(_package(style), f"package/img/{style}/64/")
         for entry in sorted(json.loads(files["emoji.json"]), key=lambda e: int(e["sort_order"])):
@@ -94,7 +98,10 @@ def _emoji(size: int) -> ImageSet:
             if not both or entry["category"] == "Component":
                 continue
             with Image.open(io.BytesIO(files[entry["image"]])) as image:
-                rows.append((fit(image, size), entry["category"], number, entry["unified"], entry["short_name"]))
+                picture = fit(image, size)
+            aliases = [called.get(_colourless(entry["unified"]), entry["name"]), entry["name"], *entry["short_names"]]
+            place = (entry["category"], number, entry["unified"], entry["short_name"])
+            rows.append((picture, *place, list(dict.fromkeys(filter(None, map(plain, aliases))))))
     labels = sorted({row[1] for row in rows})
     return ImageSet(
         np.stack([row[0] for row in rows]),
@@ -102,6 +109,7 @@ def _emoji(size: int) -> ImageSet:
         np.array([row[2] for row in rows]),
         np.array([side(group_of(row[3])) for row in rows]),
         [row[4] for row in rows],
+        [row[5] for row in rows],
         labels,
         list(EMOJI),
     )
@@ -119,27 +127,40 @@ def _members(path: Path, folder: str) -> dict[str, bytes]:
     return found
 
 
-def _package(style: str) -> Path:
+def _colourless(unified: str) -> str:
+    """Code points (2764-FE0F) without the one that only asks for colour: packages differ in where they write it."""
+    return unified.replace("-FE0F", "")
+
+
+def _member(path: Path, name: str) -> bytes:
+    """One file of an archive."""
+    with tarfile.open(path) as archive:
+        file = archive.extractfile(name)
+        assert file is not None
+        return file.read()
+
+
+def _package(which: str) -> Path:
     """The npm package's tarball, fetched once, checked always."""
-    package, sha256 = EMOJI[style]
-    kept = data.data_folder() / f"emoji-{style}.tgz"
+    package, sha256 = PACKAGES[which]
+    kept = data_folder() / f"emoji-{which}.tgz"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as name:
-            data.run_client(["npm", "pack", "--silent", package], Path(name))
+            run_client(["npm", "pack", "--silent", package], Path(name))
             fetched = next(Path(name).glob("*.tgz"))
-            data.check(fetched.read_bytes(), sha256, package)
+            check(fetched.read_bytes(), sha256, package)
             os.replace(fetched, kept)
-    data.check(kept.read_bytes(), sha256, str(kept))
+    check(kept.read_bytes(), sha256, str(kept))
     return kept
 
 
 def _fetched_cifar() -> Path:
-    folder = data.data_folder() / "cifar-10-batches-bin"
+    folder = data_folder() / "cifar-10-batches-bin"
     if not folder.exists():
-        archive = data.data_folder() / "cifar-10-binary.tar.gz"
+        archive = data_folder() / "cifar-10-binary.tar.gz"
         archive.parent.mkdir(parents=True, exist_ok=True)
-        archive.write_bytes(data.fetch_url(CIFAR_URL, CIFAR_SHA256))
+        archive.write_bytes(fetch_url(CIFAR_URL, CIFAR_SHA256))
         with tarfile.open(archive) as file:
             file.extractall(folder.parent, filter="data")
     return folder
@@ -167,7 +188,8 @@ def _cifar(folder: Path, size: int) -> ImageSet:
     stacked = np.concatenate(images)
     if size != 32:
         stacked = np.stack([fit(Image.fromarray(image), size) for image in stacked])
-    return ImageSet(stacked, label, np.zeros_like(label), part, [str(i) for i in range(len(label))], known, [])
+    numbers = [str(i) for i in range(len(label))]
+    return ImageSet(stacked, label, np.zeros_like(label), part, numbers, [[] for _ in numbers], known, [])
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -191,4 +213,5 @@ def _folder(folder: Path, size: int) -> ImageSet:
     label = np.array([labels.index(name) if name else 0 for name in given])
     names = [str(path.relative_to(folder)) for path in paths]
     part = np.array([side(path.stem) for path in paths])
-    return ImageSet(np.stack(images), label, np.zeros_like(label), part, names, labels or ["picture"], [])
+    aliases = [[plain(path.stem)] if plain(path.stem) else [] for path in paths]
+    return ImageSet(np.stack(images), label, np.zeros_like(label), part, names, aliases, labels or ["picture"], [])

@@ -60,7 +60,7 @@ class RasterEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens (B, T), positions (B or 1, T) -> (B, T, D)."""
-        places = positions.clamp(max=self.raster.size - 1)
+        places = (positions - self.raster.name_length).clamp(0, self.raster.size - 1)
         pixel = places // self.raster.channels
         column, row = self.column(pixel % self.raster.width), self.row(pixel // self.raster.width)
         y: Tensor = self.value(tokens) + self.channel(places % self.raster.channels) + row + column

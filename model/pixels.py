@@ -1,13 +1,16 @@
-"""Images <-> sequences of sub-pixels, and the condition that they begin with.
+"""Images <-> sequences of sub-pixels, and what they begin with: a condition and perhaps a name.
 
 An image (H, W, 3) is read row by row, R, G, B of a pixel side by side; each value is an id of its own, 0 ... 255. The
 ids above are conditions: one for each pair of a label (or any) and a style (or any). A sequence begins with one of
-them, as a text begins with the begin symbol.
+them, as a text begins with the begin symbol. A model that knows names reads one next, in ids above the conditions: a
+blank, then an alphabet. Names stand at the end of their places, so that the first pixel follows the last letter.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -22,16 +25,51 @@ NUM_VALUES = 256
 WHITE = 255
 
 
+ALPHABET = " 0123456789abcdefghijklmnopqrstuvwxyz"  # of names, for new models
+
+
+def plain(name: str) -> str:
+    """A name in small letters, digits and single spaces; accents are dropped, whatever else there is separates."""
+    letters = unicodedata.normalize("NFKD", name.casefold())
+    bare = "".join(c for c in letters if not unicodedata.combining(c)).replace("'", "").replace("\u2019", "")
+    return re.sub(r"[^0-9a-z]+", " ", bare).strip()
+
+
 class PixelCodec:
     """What a tokenizer is to text."""
 
-    def __init__(self, raster: Raster, labels: Sequence[str], styles: Sequence[str]) -> None:
+    def __init__(self, raster: Raster, labels: Sequence[str], styles: Sequence[str], alphabet: str = ALPHABET) -> None:
         self.raster, self.labels, self.styles = raster, list(labels), list(styles)
+        self.alphabet = alphabet if raster.name_length else ""
+
+    @property
+    def num_conditions(self) -> int:
+        """Pairs of a label or any and a style or any."""
+        return (len(self.labels) + 1) * (len(self.styles) + 1)
 
     @property
     def vocab_size(self) -> int:
-        """256 values and all conditions."""
-        return NUM_VALUES + (len(self.labels) + 1) * (len(self.styles) + 1)
+        """256 values, all conditions and, for names, a blank and the alphabet."""
+        letters = 1 + len(self.alphabet) if self.raster.name_length else 0
+        return NUM_VALUES + self.num_conditions + letters
+
+    def prompt(self, label: str = "", style: str = "", name: str = "") -> list[int]:
+        """What an image of this begins with; "" means any. ValueError says what is not known."""
+        return [self.condition(label, style), *self.spell(name)]
+
+    def spell(self, name: str) -> list[int]:
+        """A name's ids, blanks before it; "" is all blank. ValueError for one that the model cannot read."""
+        length, blank = self.raster.name_length, NUM_VALUES + self.num_conditions
+        letters = plain(name)
+        if name and not length:
+            raise ValueError("this model knows no names")
+        if name and not letters:
+            raise ValueError("a name has letters or digits")
+        if len(letters) > length:
+            raise ValueError(f"a name has at most {length} characters, this one {len(letters)}")
+        if unknown := set(letters) - set(self.alphabet):
+            raise ValueError(f"this model's names have no {min(unknown)!r}")
+        return [blank] * (length - len(letters)) + [blank + 1 + self.alphabet.index(letter) for letter in letters]
 
     def condition(self, label: str = "", style: str = "") -> int:
         """The id of a condition; "" means any. ValueError lists what is known."""

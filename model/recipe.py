@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -25,13 +25,20 @@ class Recipe(BaseModel):
     name: Annotated[str, Field(pattern=r"^[\w-][\w.-]{0,63}$")]  # the checkpoint's folder
     kind: Literal["text", "image"] = "text"
     corpus: str  # a name from model/data.py or model/images.py, a file or a folder
+    extra: str = ""  # another corpus, of which windows are read beside the corpus's own; text only
+    extra_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a step's windows
+    extra_until: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of the steps; the last ones read the corpus alone
     tokenizer: Literal["auto", "characters", "bytes"] = "auto"  # auto: characters where the corpus is UTF-8
+    start: str = ""  # folder of a checkpoint of the same shape, whose weights the run begins with
     preset: str = "shipped"
     model: dict[str, Any] = {}  # fields of ModelConfig that differ from the preset
     length: PositiveInt = 512  # T: positions of a training window
+    carry: PositiveInt = 1  # windows that follow one another in the text, the states handed on; 1: none do
     size: PositiveInt = 16  # pixels of an image's side; an image is one window, whatever ``length`` is
     brightness: Annotated[int, Field(ge=0, le=255)] = 0  # images: a value of -b ... b added to all sub-pixels
     any_share: Annotated[float, Field(ge=0, le=1)] = 0.1  # images: of the labels, and of the styles, are left out
+    name_length: Annotated[int, Field(ge=0)] = 0  # images: characters of a name that stands before the pixels
+    nameless_share: Annotated[float, Field(ge=0, le=1)] = 0.3  # images: of the names are left out
     batch: PositiveInt = 16  # windows or images of a step, over all processes
     accumulate: PositiveInt = 1  # parts that a step's batch is computed in; a multiple of the number of processes
     steps: PositiveInt = 2500
@@ -43,11 +50,26 @@ class Recipe(BaseModel):
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.02  # of the peak, at the end of the cosine
     max_grad_norm: Rate = 1.0
     begin_share: Annotated[float, Field(ge=0, le=1)] = 0.05  # of the windows start with the begin symbol
-    precision: Literal["bf16", "float32"] = "bf16"
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay a step of the weights' moving average; 0: none
+    precision: Literal["auto", "bf16", "float32"] = "auto"  # of matrix products; auto: bf16 where hardware has it
     eval_every: PositiveInt = 250  # steps between evaluations on the validation split
     eval_chars: PositiveInt = 65_536  # characters of the validation split that an evaluation reads
     save_every: PositiveInt = 100  # steps between resumable states
     seed: int = 0
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse what cannot be resumed or carried."""
+        if self.carry > 1 and self.kind == "image":
+            raise ValueError("an image is one window: nothing is carried to the next")
+        if self.extra and self.kind == "image":
+            raise ValueError("extra is text: an image model reads one image set")
+        if self.save_every % self.carry:
+            raise ValueError(
+                f"save_every {self.save_every} is no multiple of carry {self.carry}: states are not saved, so a run "
+                "resumes where none is carried"
+            )
+        return self
 
     def rate(self, step: int) -> float:
         """The share of the peak learning rate at a step: warm-up, cosine, the final rate."""
@@ -72,7 +94,8 @@ def make(where: str, fields: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        field = [".".join(map(str, first["loc"]))] if first["loc"] else []  # a rule of several fields has no place
+        raise RecipeError(": ".join([where, *field, first["msg"]])) from error
 
 
 def fit(name: str, corpus: str, num_chars: int, **changes: Any) -> Recipe:

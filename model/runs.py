@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from model import curve, data, images, pixels, weights
-from model.batches import Material, Pictures, Windows, conditions, encode, examples, side_by_side
-from model.checkpoint import Checkpoint, Codec
-from model.config import Raster, preset
+from model.batches import Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
+from model.checkpoint import Checkpoint, CheckpointError, Codec
+from model.config import ModelConfig, Raster, preset
 from model.generate import draw_together
 from model.network import Network
 from model.pixels import PixelCodec
@@ -43,43 +43,76 @@ def _text(recipe: Recipe) -> tuple[Tokenizer, Material]:
     parts = data.split(corpus)
     if len(parts.validation) < 2:
         raise ValueError(f"the corpus has {len(corpus)} characters: too few to set 5 % aside")
-    windows = Windows(encode(parts.train, tokenizer), recipe.length, tokenizer, recipe.begin_share, recipe.seed)
+    ids = encode(parts.train, tokenizer)
+    own = Windows(ids, recipe.length, tokenizer, recipe.begin_share, recipe.seed, recipe.carry)
+    source: Source = own
     validation = side_by_side(encode(parts.validation, tokenizer), recipe.length, recipe.eval_chars)
-    raw = corpus if isinstance(corpus, bytes) else corpus.encode()
-    return tokenizer, Material(windows, validation, hashlib.sha256(raw).hexdigest())
+    digest = hashlib.sha256(corpus if isinstance(corpus, bytes) else corpus.encode())
+    if recipe.extra:
+        extra = data.load(recipe.extra)
+        if isinstance(extra, bytes) and not isinstance(tokenizer, Bytes):
+            raise ValueError(f"{recipe.extra} is not UTF-8, and this run reads characters")
+        digest.update(extra if isinstance(extra, bytes) else extra.encode())
+        # it has no beginnings that a stream would have
+        beside = Windows(encode(extra, tokenizer), recipe.length, tokenizer, 0.0, recipe.seed, recipe.carry)
+        source = Mixture(own, beside, recipe.extra_share, round(recipe.extra_until * recipe.steps))
+    return tokenizer, Material(source, validation, digest.hexdigest())
 
 
 def _images(recipe: Recipe) -> tuple[PixelCodec, Material]:
     pictures = images.load(recipe.corpus, recipe.size)
-    codec = PixelCodec(Raster(height=recipe.size, width=recipe.size), pictures.labels, pictures.styles)
-    source = Pictures(pictures.subset(0), codec, recipe.brightness, recipe.any_share, recipe.seed)
+    raster = Raster(height=recipe.size, width=recipe.size, name_length=recipe.name_length)
+    codec = PixelCodec(raster, pictures.labels, pictures.styles)
+    shares = recipe.any_share, recipe.nameless_share
+    source = Pictures(pictures.subset(0), codec, recipe.brightness, *shares, recipe.seed)
     held_out = pictures.subset(1)
     if not held_out.names:
         raise ValueError(f"{recipe.corpus} has {len(pictures.names)} pictures: too few to set 5 % aside")
-    validation = examples(held_out.images, conditions(held_out, codec))
+    validation = examples(held_out.images, prompts(held_out, codec))
     return codec, Material(source, validation, hashlib.sha256(pictures.images.tobytes()).hexdigest())
 
 
-def make_trainer(recipe: Recipe, folder: Path) -> tuple[Trainer, Codec]:
-    """Everything that a run needs, resumed where the folder holds its state."""
+def make_trainer(
+    recipe: Recipe, folder: Path, build: Callable[[ModelConfig], Network] = Network
+) -> tuple[Trainer, Codec]:
+    """Everything that a run needs, resumed where the folder holds its state.
+
+    ``build`` makes the network: another than ours, to compare with.
+    """
     codec: Codec
     shape: dict[str, Any] = {}
     if recipe.kind == "text":
         codec, material = _text(recipe)
     else:
         codec, material = _images(recipe)
-        shape = {"raster": codec.raster.model_dump(), "max_model_len": codec.raster.size}
+        shape = {"raster": codec.raster.model_dump(), "max_model_len": codec.raster.positions}
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.device_count() >= world else "gloo")
     torch.manual_seed(recipe.seed)
-    network = Network(preset(recipe.preset, codec.vocab_size, **shape, **recipe.model))
-    length, longest = material.validation[0].shape[1], network.config.max_model_len
+    network = build(preset(recipe.preset, codec.vocab_size, **shape, **recipe.model))
+    length, longest = material.validation[0].shape[1] * recipe.carry, network.config.max_model_len
     if longest is not None and length > longest:
         raise ValueError(f"length {length} is longer than the model, which ends at {longest}")
+    if recipe.start:
+        _begin_with(network, Path(recipe.start))
     trainer = Trainer(network, material, recipe, folder)
     trainer.resume()
     return trainer, codec
+
+
+def _begin_with(network: Network, folder: Path) -> None:
+    """The weights of a checkpoint. ValueError where it is none, or of another shape."""
+    try:
+        checkpoint = Checkpoint(folder)
+        known = weights.load(checkpoint)
+    except CheckpointError as error:
+        raise ValueError(f"start: {error}") from error
+    fixed = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # of training, not of the shape
+    shapes = [config.model_copy(update=fixed) for config in (known.config, network.config)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"start: {folder} holds a model of another shape than the recipe's")
+    network.load_state_dict(known.state_dict())
 
 
 def train(
@@ -112,7 +145,7 @@ def train(
         "device": trainer.device.type,
         "threads": torch.get_num_threads(),
     }
-    weights.save(trainer.network, codec, target, facts)
+    weights.save(trainer.result, codec, target, facts)
     curve.write_csv(trainer.rows, target / "curve.csv")
     curve.write_png(trainer.rows, target / "curve.png", recipe.name)
 
@@ -120,11 +153,11 @@ def train(
 def draw_samples(trainer: Trainer, codec: PixelCodec) -> None:
     """What an image model draws by now, into the run's folder: samples-STEP.png, a label a column."""
     latest = trainer.folder / "latest"
-    weights.save(trainer.network, codec, latest, {"steps": trainer.steps_done})
+    weights.save(trainer.result, codec, latest, {"steps": trainer.steps_done})
     labels = codec.labels or [""]
-    prompts = [[codec.condition(label)] for _ in range(SAMPLE_ROWS) for label in labels]
-    runtime = open_runtime(Checkpoint(latest), len(prompts), threads=1)
-    sheet = pixels.sheet(draw_together(runtime, codec, prompts), columns=len(labels), scale=3)
+    wanted = [codec.prompt(label) for _ in range(SAMPLE_ROWS) for label in labels]
+    runtime = open_runtime(Checkpoint(latest), len(wanted), threads=1)
+    sheet = pixels.sheet(draw_together(runtime, codec, wanted), columns=len(labels), scale=3)
     (trainer.folder / f"samples-{trainer.steps_done}.png").write_bytes(pixels.to_png(sheet))
 
 

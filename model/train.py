@@ -20,11 +20,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from model import curve
 from model.batches import Material
 from model.network import Network
 from model.recipe import Recipe
+from model.recurrent import State
 
 STATE = "state.safetensors"
 Report = Callable[[curve.Row], None]
@@ -49,6 +51,28 @@ def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
     return made
 
 
+def _averager(decay: float) -> Callable[[Any, Any, Any], None]:
+    """The step of a moving average of weights; the first steps, of which nothing should stay, weigh less."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        so_far = (1 + int(count)) / (10 + int(count))
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, so_far))
+
+    return update
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere autocast costs time instead of saving it."""
+    if device.type != "cpu":
+        return True
+    able: dict[str, Any] = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 class Trainer:
     """One run in a folder: ``step`` until ``done``; ``save`` and ``resume`` are exact."""
 
@@ -63,10 +87,20 @@ class Trainer:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         self.network.to(self.device)
+        self.averaged = AveragedModel(network, multi_avg_fn=_averager(recipe.average)) if recipe.average else None
         self.optimizers = optimizers(network, recipe)
         self.steps_done, self.seconds, self.rows = 0, 0.0, list[curve.Row]()
         self._recent: list[float] = []
         self._scanned = 0
+        self._carried: dict[int, list[State]] = {}  # by part: the states after its last window
+
+    @property
+    def result(self) -> Network:
+        """What is evaluated and kept: the moving average where the recipe asks for one."""
+        if self.averaged is None:
+            return self.network
+        network: Network = self.averaged.module
+        return network
 
     @property
     def done(self) -> bool:
@@ -74,8 +108,9 @@ class Trainer:
         return self.steps_done >= self.recipe.steps
 
     def autocast(self) -> torch.autocast:
-        """bf16 products where the recipe wants them."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+        """bf16 products where the recipe wants them, or where the hardware multiplies bf16."""
+        wanted = self.recipe.precision == "bf16" or (self.recipe.precision == "auto" and has_bf16(self.device))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
     def step(self) -> float:
         """One step of the global batch; returns its mean loss in bits per character or sub-pixel."""
@@ -86,8 +121,10 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for part in range(self.rank, parts, self.world):
             torch.manual_seed(hash((self.recipe.seed, self.steps_done, part)) & (2**63 - 1))
+            given = inputs.chunk(parts)[part].to(self.device)
             with self.autocast():
-                logits, _ = self.network(inputs.chunk(parts)[part].to(self.device))
+                logits, states = self.network(given, self._states(part, len(given)))
+            self._carried[part] = [State(*(tensor.detach() for tensor in state)) for state in states]
             target = targets.chunk(parts)[part].to(self.device)
             loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten()) / parts
             loss.backward()
@@ -100,10 +137,18 @@ class Trainer:
                 group["lr"] = group["peak"] * self.recipe.rate(self.steps_done)
             optimizer.step()
             optimizer.zero_grad()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
         self.steps_done += 1
         self.seconds += time.perf_counter() - began
         self._recent.append(float(total) / math.log(2))
         return self._recent[-1]
+
+    def _states(self, part: int, size: int) -> list[State] | None:
+        """What a part's windows begin with: nothing, an empty state, or what the windows before them left."""
+        if self.recipe.carry == 1:
+            return None
+        return self.network.init_state(size) if self.steps_done % self.recipe.carry == 0 else self._carried[part]
 
     def _share(self, total: Tensor) -> None:
         """Add the gradients and the loss of all processes."""
@@ -118,19 +163,19 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Bits per character or sub-pixel of the validation examples."""
-        self.network.eval()
+        network = self.result.eval()
         inputs, targets = self.validation
         total = 0.0
         for x, y in zip(inputs.split(16), targets.split(16), strict=True):
             with self.autocast():
-                logits, _ = self.network(x.to(self.device))
+                logits, _ = network(x.to(self.device))
             y = y.to(self.device).flatten()
             total += float(F.cross_entropy(logits.float().flatten(0, 1), y, reduction="sum"))
-        return total / targets.numel() / math.log(2)
+        return total / int((targets >= 0).sum()) / math.log(2)
 
     def record(self) -> curve.Row:
         """Evaluate and add a row to the curve."""
-        chars = self.steps_done * self.recipe.batch * self.validation[0].shape[1]
+        chars = self.steps_done * self.recipe.batch * int((self.validation[1][0] >= 0).sum())  # a name is none
         recent, self._recent = self._recent or [math.nan], []
         row = {
             "step": float(self.steps_done),
@@ -163,6 +208,10 @@ class Trainer:
         for name, tensor in self.network.state_dict().items():
             if not (self.network.config.tied_head and name == "head.weight"):
                 yield f"weights/{name}", tensor
+        if self.averaged is not None:
+            for name, tensor in self.averaged.state_dict().items():
+                if not (self.network.config.tied_head and name == "module.head.weight"):
+                    yield f"averaged/{name}", tensor
         for number, optimizer in enumerate(self.optimizers):
             for key, moments in optimizer.state_dict()["state"].items():
                 for name, tensor in moments.items():
@@ -198,7 +247,7 @@ class Trainer:
     def _resume(self, path: Path) -> bool:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            if facts["recipe"] != self.recipe.model_dump(mode="json"):
+            if Recipe.model_validate(facts["recipe"]) != self.recipe:
                 raise ValueError(
                     f"{self.folder}: a run with another recipe stands here; remove it or choose another name"
                 )
@@ -208,8 +257,10 @@ class Trainer:
                     f"{self.folder}: the corpus is another than the one this run began with; remove the run"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        weights = {n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}
-        self.network.load_state_dict(weights, strict=not self.network.config.tied_head)
+        strict = not self.network.config.tied_head
+        self.network.load_state_dict(_below("weights/", tensors), strict=strict)
+        if self.averaged is not None:
+            self.averaged.load_state_dict(_below("averaged/", tensors), strict=strict)
         for number, optimizer in enumerate(self.optimizers):
             state = optimizer.state_dict()
             moments: dict[int, dict[str, Tensor]] = {}

@@ -74,6 +74,7 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="Draw an image with an image model, into this PNG file.")] = None,
     label: Annotated[str, typer.Option("--class", help="What the image shows; empty: anything.")] = "",
     style: Annotated[str, typer.Option(help="The style of the image; empty: any.")] = "",
+    name: Annotated[str, typer.Option(help="What the image shows, in words, where the model knows names.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0.8, for an image 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
@@ -91,7 +92,7 @@ def generate(
             from service.drawing import run
 
             warmth = 1.0 if temperature is None else temperature
-            run(checkpoints / (model or "emoji"), image, label, style, warmth, chosen)
+            run(checkpoints / (model or "emoji"), image, label, style, name, warmth, chosen)
             return
         folder, warmth = checkpoints / (model or "shakespeare"), 0.8 if temperature is None else temperature
         for part in stream(folder, prompt, max_tokens, temperature=warmth, seed=chosen):
@@ -128,7 +129,7 @@ def train(
         raise fail(str(error)) from None
     import torch
 
-    from model.data import DataError
+    from model.fetch import DataError
     from model.recipe import RecipeError, read
     from service.training import own_recipe, run
 
@@ -162,7 +163,7 @@ def evaluate(
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Bits per character of the test split: overlapping windows, and by position through the recurrence."""
-    from model.data import DataError
+    from model.fetch import DataError
     from service.evaluation import run
 
     try:
@@ -274,7 +275,7 @@ def show(
 ) -> None:
     """Draw a contact sheet of an image set."""
     from model import images, pixels
-    from model.data import DataError
+    from model.fetch import DataError
 
     try:
         pictures = images.load(source, size).subset(part)

@@ -12,10 +12,10 @@ from model.generate import draw
 from model.pixels import Pixels, to_png
 
 
-def run(folder: Path, out: Path, label: str, style: str, temperature: float, seed: int) -> None:
+def run(folder: Path, out: Path, label: str, style: str, name: str, temperature: float, seed: int) -> None:
     """Draw, show, write. Errors are those of ``model.generate.draw``."""
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        for image in draw(folder, label, style, temperature=temperature, seed=seed):
+        for image in draw(folder, label, style, name, temperature=temperature, seed=seed):
             live.update(preview(image), refresh=True)
     out.write_bytes(to_png(image))
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model import data, images, pixels
-from model.batches import conditions, encode, examples
+from model.batches import encode, examples, prompts
 from model.checkpoint import Checkpoint
 from model.evaluate import Depth, by_depth, compare, per_dimension, windows
 from model.network import Network
@@ -81,14 +81,20 @@ def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, js
     if not source:
         raise ValueError("the checkpoint does not say what it was trained on: name an image set with --corpus")
     held_out = images.load(source, codec.raster.width).subset(2)
-    known = conditions(held_out, codec)
-    anything = np.full_like(known, codec.condition())
+    known = prompts(held_out, codec)
+    nameless, anything = known.copy(), known.copy()
+    nameless[:, 1:], anything[:] = codec.spell(""), codec.prompt()
     sheet = pixels.sheet(list(held_out.images), columns=16, gap=0)
     result = {
         "model": checkpoint.name,
         "corpus": source,
         "pictures": len(held_out.names),
         "bits_per_dimension": per_dimension(network, *examples(held_out.images, known)),
+        **(
+            {"bits_per_dimension_without_name": per_dimension(network, *examples(held_out.images, nameless))}
+            if codec.raster.name_length
+            else {}
+        ),
         "bits_per_dimension_without_condition": per_dimension(network, *examples(held_out.images, anything)),
         "webp_bits_per_dimension": len(pixels.to_webp(sheet)) * 8 / held_out.images.size,
     }

@@ -57,10 +57,10 @@ def ending(folder: Path, seed: int = 0) -> Path:
     return characters(folder, seed, decay=False, max_model_len=MAX_LEN)
 
 
-def pictures(folder: Path, seed: int = 0, **changes: Any) -> Path:
+def pictures(folder: Path, seed: int = 0, name_length: int = 0, **changes: Any) -> Path:
     """A model of pictures of 4 x 4 pixels with two labels and one style."""
-    raster = Raster(height=4, width=4)
-    shape = {"raster": raster.model_dump(), "max_model_len": raster.size}
+    raster = Raster(height=4, width=4, name_length=name_length)
+    shape = {"raster": raster.model_dump(), "max_model_len": raster.positions}
     return write(folder, PixelCodec(raster, ["blue", "red"], ["plain"]), seed, **shape, **changes)
 
 

@@ -9,7 +9,7 @@ import checkpoints_for_tests as tiny
 import numpy as np
 import pytest
 from jobs_for_tests import forge
-from variants import make_config
+from variants import RASTER, make_config
 
 from model.automaton import Automaton
 from model.checkpoint import Checkpoint
@@ -36,6 +36,7 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "conv": ("conv", {"dim": 64}),
     "conv decay": ("conv-decay", {"dim": 6, "activation": "gelu"}),
     "raster": ("raster", {"dim": 32}),
+    "names": ("relative-decay", {"dim": 32, "raster": {**RASTER, "name_length": 3}, "max_model_len": 45}),
     "raster decay": ("raster-decay", {"dim": 20, "activation": "gelu"}),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)

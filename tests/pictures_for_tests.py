@@ -24,8 +24,9 @@ PICTURE: Pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
 
 
 def make_checkpoints(folder: Path) -> Path:
-    """A model of pictures beside one of text."""
+    """A model of pictures, one that reads names, and one of text."""
     checkpoints_for_tests.pictures(folder / "pics")
+    checkpoints_for_tests.pictures(folder / "named", name_length=6)
     checkpoints_for_tests.characters(folder / "tiny")
     return folder
 
@@ -35,9 +36,9 @@ def generate(client: Client, **changes: Any) -> httpx.Response:
     return client.http.post(GENERATIONS, json={**BASE, **changes})
 
 
-def edit(client: Client, image: bytes, *, path: str = EDITS, name: str = "image", **changes: Any) -> httpx.Response:
+def edit(client: Client, image: bytes, *, path: str = EDITS, file: str = "image", **changes: Any) -> httpx.Response:
     """One form with an image, and perhaps a mask; a field that is None is left out."""
-    files = {name: image, **({"mask": changes.pop("mask")} if "mask" in changes else {})}
+    files = {file: image, **({"mask": changes.pop("mask")} if "mask" in changes else {})}
     form = {**(FORM if path == EDITS else {"model": "pics", "prompt": "red"}), **changes}
     return client.http.post(path, data={k: v for k, v in form.items() if v is not None}, files=files)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.batches import Ids, Windows, encode
+from model.batches import Ids, Mixture, Windows, encode
 from model.tokenizer import Bytes, train_characters
 
 LINES = "".join(f"{i:03d}\n\n" for i in range(200)).encode()  # every beginning of a paragraph is a number
@@ -68,6 +68,35 @@ def test_beginnings() -> None:
     assert len({bytes(row.tolist()) for row in targets}) > 100
 
 
+def test_windows_that_follow_one_another() -> None:
+    """Three steps of a row are one stretch of text, beginnings too; the fourth starts elsewhere."""
+    windows = Windows(encode(LINES, Bytes()), 16, Bytes(), 0.5, 0, carry=3)
+    steps = [windows.batch(step, 50) for step in range(4)]
+    begun = steps[0][0][:, 0] == 256
+    assert 0 < int(begun.sum()) < 50
+    for row in range(50):
+        read = torch.cat([steps[0][0][row], *(targets[row, -1:] for _, targets in steps[:1])])
+        for inputs, targets in steps[1:3]:
+            assert int(inputs[row, 0]) == int(read[-1])
+            assert torch.equal(inputs[row, 1:], targets[row, :-1])
+            read = torch.cat([read, targets[row]])
+        assert bytes(read[1:].tolist()) in LINES
+        assert len(read) == 49
+    assert not bool((steps[1][0] == 256).any() | (steps[2][0] == 256).any())
+    assert bool((steps[3][0] == 256).any())
+    assert not torch.equal(steps[3][0][:, 0], steps[2][1][:, -1])
+
+
+def test_the_last_window_that_follows_ends_with_the_corpus() -> None:
+    """No row starts so late that its last window would lack characters."""
+    ids = np.arange(40, dtype=np.int32)
+    windows = Windows(ids, 12, Bytes(), 0.0, 0, carry=3)
+    last = {int(windows.batch(step, 100)[1].max()) for step in range(2, 30, 3)}
+    assert last == {39}
+    with pytest.raises(ValueError, match="a window needs 49"):
+        Windows(ids, 12, Bytes(), 0.0, 0, carry=4)
+
+
 def test_share_of_beginnings() -> None:
     """About the share that was asked for, and the begin symbol nowhere else."""
     inputs, _ = make_windows(begin_share=0.25).batch(0, 4000)
@@ -127,3 +156,18 @@ def test_corpus_shorter_than_a_window() -> None:
     inputs, targets = make_windows(b"x" * 16 + b"y").batch(0, 3)
     assert bytes(inputs[0].tolist()) == b"x" * 16
     assert bytes(targets[0].tolist()) == b"x" * 15 + b"y"
+
+
+def test_two_corpora_in_a_step() -> None:
+    """A share of the second's windows until some step, then the first alone; rows that continue stay in theirs."""
+    own, extra = make_windows(b"ab" * 100), make_windows(b"xy" * 100)
+    mixture = Mixture(own, extra, 0.25, until=3)
+    for step in range(5):
+        inputs, targets = mixture.batch(step, 8)
+        assert inputs.shape == targets.shape == (8, 16)
+        foreign = (inputs >= ord("x")).all(1)
+        assert foreign.tolist() == [True] * (2 if step < 3 else 0) + [False] * (6 if step < 3 else 8)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    long = [Windows(encode(raw, Bytes()), 4, Bytes(), 0.0, 0, carry=4) for raw in (b"ab" * 100, b"xy" * 100)]
+    carried = Mixture(long[0], long[1], 0.5, until=6)
+    assert [int((carried.batch(step, 8)[0] >= ord("x")).all(1).sum()) for step in range(12)] == [4] * 8 + [0] * 4

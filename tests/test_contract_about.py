@@ -90,7 +90,7 @@ def test_models(server: Process) -> None:
     pics, short, tiny = server.http.get("/v1/models").json()["data"]
     text = {"id", "object", "created", "owned_by", "kind", "vocab_size", "window", "state_bytes", "max_model_len"}
     assert set(tiny) == set(short) == text
-    assert set(pics) == text | {"labels", "styles", "size"}
+    assert set(pics) == text | {"labels", "styles", "name_length", "size"}
     assert [model["window"] for model in (pics, short, tiny)] == [12, preset("tiny", 300).window, 5]
     assert [model["max_model_len"] for model in (pics, short, tiny)] == [48, 64, None]
     assert (pics["labels"], pics["styles"], pics["size"], pics["kind"]) == (["blue", "red"], ["plain"], "4x4", "image")

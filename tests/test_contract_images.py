@@ -185,7 +185,7 @@ def test_kinds_of_models(server: Process) -> None:
     assert_error(score(server, kept(5), model="tiny"), 400, INVALID, "invalid_value", "model", "text model")
     response = server.post({"model": "pics", "prompt": "red"})
     assert_error(response, 400, INVALID, "invalid_value", "model", "image model", "/v1/images")
-    pics, tiny = server.http.get("/v1/models").json()["data"]
+    _, pics, tiny = server.http.get("/v1/models").json()["data"]
     assert (pics["kind"], tiny["kind"]) == ("image", "text")
     assert (pics["labels"], pics["styles"], pics["size"]) == (["blue", "red"], ["plain"], "4x4")
     assert pics["max_model_len"] == 48
@@ -221,7 +221,7 @@ def test_an_edit_keeps_what_it_was_given(server: Process, checkpoints: Path, cou
     wanted = drawn(checkpoints)
     for response in (
         edit(server, kept(count, wanted)),
-        edit(server, kept(count, wanted), name="image[]"),
+        edit(server, kept(count, wanted), file="image[]"),
         edit(server, to_png(wanted), mask=kept(count)),
         edit(server, encoded(Image.fromarray(wanted), "WEBP", lossless=True), mask=kept(count)),
         edit(server, kept(count, prefix(wanted, count)), size="4x4", n="1"),
@@ -313,8 +313,8 @@ def test_scores(server: Process, checkpoints: Path, label: str, style: str) -> N
     assert set(plain) == {"bits_per_dim"}
     assert plain["bits_per_dim"] == pytest.approx(wanted.mean(), abs=1e-6)
     checkpoint = checkpoints_for_tests.opened(checkpoints / "pics")
-    conditions = np.array([checkpoint.pixels.condition(label, style)])
-    trained = per_dimension(load(checkpoint).freeze(), *examples(PICTURE[None], conditions))
+    told = np.array([checkpoint.pixels.prompt(label, style)])
+    trained = per_dimension(load(checkpoint).freeze(), *examples(PICTURE[None], told))
     assert plain["bits_per_dim"] == pytest.approx(trained, rel=0.02)  # bf16 beside float32
     body = score(server, to_png(PICTURE), **form, per_pixel="true", heatmap="true").json()
     assert set(body) == {"bits_per_dim", "bits", "heatmap_b64"}
@@ -323,6 +323,44 @@ def test_scores(server: Process, checkpoints: Path, label: str, style: str) -> N
     assert np.abs(np.array(body["bits"]) - wanted).max() < 2e-6
     shown = pixels(body["heatmap_b64"]).astype(int)
     assert np.abs(shown - heat_map(wanted)).max() <= 1
+
+
+def test_names(server: Process, checkpoints: Path) -> None:
+    """A model that reads names draws by them, in words of any spelling; usage counts their places."""
+    known = server.http.get("/v1/models/named").json()
+    assert (known["name_length"], known["max_model_len"]) == (6, 54)
+    answer = generate(server, model="named", name=" Bob! ")
+    (picture,) = images(answer)
+    assert (picture == list(draw(checkpoints / "named", "red", name="bob", seed=7))[-1]).all()
+    assert not (picture == images(generate(server, model="named"))[0]).all()
+    assert answer.json()["usage"]["input_tokens_details"] == {"text_tokens": 7, "image_tokens": 0}
+    edited = edit(server, kept(8, picture), model="named", name="bob")
+    assert (images(edited)[0][:2] == picture[:2]).all()
+    assert (images(edited)[0] == picture).all()  # the same seed at the same positions
+
+
+def test_names_that_are_refused(server: Process) -> None:
+    """By models that know none, and those that nobody can read; "" is any everywhere."""
+    for model, name, word in (
+        ("pics", "bob", "knows no names"),
+        ("named", "abcdefg", "at most 6"),
+        ("named", "!", "le"),
+    ):
+        assert_error(generate(server, model=model, name=name), 400, INVALID, "invalid_value", "name", word)
+        answer = score(server, to_png(PICTURE), model=model, name=name)
+        assert_error(answer, 400, INVALID, "invalid_value", "name", word)
+    assert generate(server, name="").json()["data"] == generate(server).json()["data"]
+
+
+def test_scores_with_a_name(server: Process, checkpoints: Path) -> None:
+    """Bits of the sub-pixels alone, as a model is evaluated."""
+    checkpoint = checkpoints_for_tests.opened(checkpoints / "named")
+    told = np.array([checkpoint.pixels.prompt("red", name="bob")])
+    trained = per_dimension(load(checkpoint).freeze(), *examples(PICTURE[None], told))
+    body = score(server, to_png(PICTURE), model="named", name="bob", per_pixel="true").json()
+    assert body["bits_per_dim"] == pytest.approx(trained, rel=0.02)
+    assert np.mean(body["bits"]) == pytest.approx(body["bits_per_dim"], abs=1e-5)
+    assert body["bits_per_dim"] != score(server, to_png(PICTURE), model="named").json()["bits_per_dim"]
 
 
 def test_a_score_needs_no_label(server: Process, checkpoints: Path) -> None:

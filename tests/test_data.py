@@ -11,8 +11,9 @@ from typing import Any
 import pooch
 import pytest
 
-from model import data
-from model.data import Corpus, DataError
+from model import corpora, data, fetch
+from model.corpora import Corpus
+from model.fetch import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ def named(monkeypatch: pytest.MonkeyPatch, raw: bytes, sha256: str | None) -> li
         fetches.append(1)
         return raw
 
-    monkeypatch.setitem(data.CORPORA, "sample", Corpus(fetch, sha256, "a sample"))
+    monkeypatch.setitem(corpora.CORPORA, "sample", Corpus(fetch, sha256, "a sample"))
     return fetches
 
 
@@ -120,13 +121,13 @@ def test_no_hash_takes_any_version(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AFT_DATA, the user's cache."""
     monkeypatch.delenv("AFT_DATA")
-    assert data.data_folder() == Path.home() / ".cache" / "aft"
+    assert fetch.data_folder() == Path.home() / ".cache" / "aft"
 
 
 def test_missing_client(folder: Path) -> None:
     """A package manager that is not installed is named."""
     with pytest.raises(DataError, match="'no-such-client' is not installed"):
-        data.run_client(["no-such-client", "download"], folder)
+        fetch.run_client(["no-such-client", "download"], folder)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +141,12 @@ def test_missing_client(folder: Path) -> None:
 def test_failing_client(folder: Path, code: str, words: str) -> None:
     """A client that fails gives its last words and the question that mostly answers it."""
     with pytest.raises(DataError, match=rf"failed \(is there a network\?\): {words}$"):
-        data.run_client([sys.executable, "-c", code], folder)
+        fetch.run_client([sys.executable, "-c", code], folder)
 
 
 def test_client_runs_in_the_folder(folder: Path) -> None:
     """What a client writes lands in the folder it was given."""
-    data.run_client([sys.executable, "-c", "open('made', 'w').close()"], folder)
+    fetch.run_client([sys.executable, "-c", "open('made', 'w').close()"], folder)
     assert (folder / "made").exists()
 
 
@@ -156,8 +157,8 @@ def test_packages_without_a_network(folder: Path, monkeypatch: pytest.MonkeyPatc
     def unreachable(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "ERROR: could not resolve the host\n")
 
-    monkeypatch.setattr(data.shutil, "which", lambda command: f"/bin/{command}")
-    monkeypatch.setattr(data.subprocess, "run", unreachable)
+    monkeypatch.setattr(fetch.shutil, "which", lambda command: f"/bin/{command}")
+    monkeypatch.setattr(fetch.subprocess, "run", unreachable)
     with pytest.raises(DataError, match="could not resolve the host"):
         data.load(name)
     assert not (folder / "kept" / f"{name}.bin").exists()
@@ -173,7 +174,7 @@ def test_fetch_url(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return str(folder / "kept" / "file")
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
-    assert data.fetch_url("http://host/file", "ab" * 32) == b"raw"
+    assert fetch.fetch_url("http://host/file", "ab" * 32) == b"raw"
     assert asked["url"] == "http://host/file"
     assert asked["known_hash"] == "ab" * 32
     assert asked["path"] == folder / "kept"
@@ -197,18 +198,18 @@ def test_fetch_url_fails(monkeypatch: pytest.MonkeyPatch, error: Exception, word
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
     with pytest.raises(DataError, match=words):
-        data.fetch_url("http://host/file", "ab" * 32)
+        fetch.fetch_url("http://host/file", "ab" * 32)
 
 
 def test_fetch_url_without_pooch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the extra is not installed, the message says how to get it."""
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(DataError, match=r"pip install -e '\.\[train\]'"):
-        data.fetch_url("http://host/file", "ab" * 32)
+        fetch.fetch_url("http://host/file", "ab" * 32)
 
 
 def test_every_named_corpus_says_what_it_is() -> None:
     """The table has a licence or an owner for each, and hashes of the right form."""
-    for name, corpus in data.CORPORA.items():
+    for name, corpus in corpora.CORPORA.items():
         assert len(corpus.about) > 20, name
         assert corpus.sha256 is None or len(bytes.fromhex(corpus.sha256)) == 32

@@ -18,8 +18,9 @@ from model import weights
 from model.batches import examples
 from model.checkpoint import Checkpoint, CheckpointError
 from model.evaluate import per_dimension
-from model.generate import draw
+from model.generate import draw, draw_together
 from model.pixels import NUM_VALUES
+from model.runtime.choice import open_runtime
 from service.cli import app
 
 RECIPE = """
@@ -85,13 +86,46 @@ def test_per_dimension_is_plain_cross_entropy(random: Path) -> None:
     """Each value after its condition and all values before it, one by one."""
     network = weights.load(Checkpoint(random)).freeze()
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    inputs, targets = examples(images, np.array([256, 259]))
+    inputs, targets = examples(images, np.array([[256], [259]]))
     total = 0.0
     for row, wanted in zip(inputs, targets, strict=True):
         for t in range(48):
             logits = network(row[None, : t + 1])[0][0, -1].double()
             total -= float(logits.log_softmax(-1)[wanted[t]]) / math.log(2)
     assert per_dimension(network, inputs, targets) == pytest.approx(total / 96, rel=1e-5)
+
+
+def test_names_are_not_scored(tmp_path: Path) -> None:
+    """Bits a sub-pixel count no letter, and the first sub-pixel comes right after the name."""
+    checkpoint = Checkpoint(tiny.pictures(tmp_path / "named", name_length=5))
+    network, codec = weights.load(checkpoint).freeze(), checkpoint.pixels
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    told = np.array([codec.prompt("red", name="red"), codec.prompt()])
+    inputs, targets = examples(images, told)
+    logits = network(inputs)[0][:, 5:].double().log_softmax(-1)
+    wanted = -logits.gather(2, torch.from_numpy(images.reshape(2, 48, 1).astype(np.int64))).mean() / math.log(2)
+    assert per_dimension(network, inputs, targets) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_name_is_another_picture(tmp_path: Path) -> None:
+    """Drawn after its name, all of it; the same as one sequence that begins with the prompt."""
+    folder = tiny.pictures(tmp_path / "named", name_length=5)
+    checkpoint = Checkpoint(folder)
+    parts = list(draw(folder, "red", name="Bob", seed=0))
+    assert len(parts) == 4
+    other = list(draw(folder, "red", seed=0))[-1]
+    assert not (parts[-1] == other).all()
+    runtime, codec = open_runtime(checkpoint, 2), checkpoint.pixels
+    together = draw_together(runtime, codec, [codec.prompt("red", name="bob"), codec.prompt("red")])
+    assert (together[0] == parts[-1]).all()
+    half = [*codec.prompt("red", name="bob"), *codec.encode(parts[-1])[:24]]
+    assert (draw_together(runtime, codec, [half])[0] == parts[-1]).all()
+    aft("generate", "--image", tmp_path / "out.png", "--class", "red", "--name", "bob", "--seed", 0, "--model", "named",
+        "--checkpoints", tmp_path)  # fmt: skip
+    with Image.open(tmp_path / "out.png") as image:
+        assert (np.asarray(image) == parts[-1]).all()
+    with pytest.raises(ValueError, match="at most 5 characters"):
+        next(draw(folder, name="longer"))
 
 
 def test_parts_are_prefixes(random: Path) -> None:

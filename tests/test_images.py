@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model import data, images
-from model.batches import Pictures, conditions, examples
+from model import images
+from model.batches import IGNORED, Pictures, examples, prompts
 from model.config import Raster
-from model.data import DataError
+from model.fetch import DataError
 from model.pixels import PixelCodec
 
 
@@ -25,7 +25,8 @@ def png(color: tuple[int, ...], size: int = 64) -> bytes:
 
 def entry(unified: str, category: str, order: int, **has: bool) -> dict[str, object]:
     """A row of emoji.json."""
-    row = {"unified": unified, "category": category, "sort_order": order, "short_name": unified.lower()}
+    names = {"name": "OLD NAME", "short_name": unified.lower(), "short_names": [unified.lower(), "a_b-c"]}
+    row = {"unified": unified, "category": category, "sort_order": order, **names}
     both = {"has_img_google": True, "has_img_twitter": True} | has
     return {**row, "image": f"{unified.lower()}.png", **both}
 
@@ -45,8 +46,10 @@ def emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for row in table:
                 add(archive, f"package/img/{style}/64/{row['image']}", png((10 + number, 20, 30, 255)))
             add(archive, "package/emoji.json", json.dumps(table).encode())
+    with tarfile.open(tmp_path / "emoji-names.tgz", "w:gz") as archive:
+        add(archive, "package/data-by-emoji.json", json.dumps({"\U0001f600": {"name": "grinning Face"}}).encode())
     monkeypatch.setenv("AFT_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "check", lambda *_: None)
+    monkeypatch.setattr(images, "check", lambda *_: None)
     return tmp_path
 
 
@@ -69,6 +72,7 @@ def test_emoji_in_two_styles() -> None:
     assert loaded.part[0] == loaded.part[2]
     assert loaded.part[1] == loaded.part[3]
     assert loaded.flips.tolist() == [False, True, False, True]
+    assert loaded.aliases == [["old name", "1f1e6", "a b c"], ["grinning face", "old name", "1f600", "a b c"]] * 2
 
 
 def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +150,37 @@ def test_examples_begin_with_their_condition() -> None:
     """Inputs are the condition and all values but the last; targets all values."""
     loaded = images.load("emoji", 4)
     codec = PixelCodec(Raster(height=4, width=4), loaded.labels, loaded.styles)
-    inputs, targets = examples(loaded.images, conditions(loaded, codec))
+    inputs, targets = examples(loaded.images, prompts(loaded, codec))
     assert inputs[:, 0].tolist() == [codec.condition(label, s) for s in codec.styles for label in codec.labels]
     assert targets[2].tolist() == codec.encode(loaded.images[2])
     assert (inputs[:, 1:] == targets[:, :-1]).all()
+
+
+@pytest.mark.usefixtures("emoji")
+def test_examples_with_names() -> None:
+    """The name stands between condition and pixels, and is no target; long ones lose their ends."""
+    loaded = images.load("emoji", 4)
+    codec = PixelCodec(Raster(height=4, width=4, name_length=9), loaded.labels, loaded.styles)
+    inputs, targets = examples(loaded.images, prompts(loaded, codec))
+    assert inputs.shape == targets.shape == (4, 9 + 48)
+    assert inputs[1, 1:10].tolist() == codec.spell("grinning")
+    assert (targets[:, :9] == IGNORED).all()
+    assert targets[2, 9:].tolist() == codec.encode(loaded.images[2])
+    assert (inputs[:, 10:] == targets[:, 9:-1]).all()
+
+
+@pytest.mark.usefixtures("emoji")
+def test_any_of_its_names_or_none() -> None:
+    """In training a picture goes by each of its names, and by none as often as asked."""
+    loaded = images.load("emoji", 4)
+    codec = PixelCodec(Raster(height=4, width=4, name_length=8), loaded.labels, loaded.styles)
+    source = Pictures(loaded, codec, brightness=0, any_share=0.0, nameless_share=0.5, seed=1)
+    inputs, _ = source.batch(0, 400)
+    faces = inputs[inputs[:, 0] == codec.condition("Smileys & Emotion", "google")]
+    seen = {tuple(row) for row in faces[:, 1:9].tolist()}
+    assert seen == {tuple(codec.spell(name)) for name in ("", "grinning", "old name", "1f600", "a b c")}
+    nameless = (inputs[:, 1:9] == codec.spell("")[0]).all(1).float().mean()
+    assert 0.4 < float(nameless) < 0.6
 
 
 @pytest.mark.usefixtures("emoji")
@@ -157,7 +188,7 @@ def test_batches_depend_on_the_step_alone() -> None:
     """The same step twice; brightness stays in its bounds; conditions are left out about as often as asked."""
     loaded = images.load("emoji", 4)
     codec = PixelCodec(Raster(height=4, width=4), loaded.labels, loaded.styles)
-    source = Pictures(loaded, codec, brightness=5, any_share=0.5, seed=1)
+    source = Pictures(loaded, codec, brightness=5, any_share=0.5, nameless_share=0.0, seed=1)
     inputs, targets = source.batch(3, 400)
     again = source.batch(3, 400)
     assert (inputs == again[0]).all()
@@ -174,9 +205,9 @@ def test_only_some_labels_are_mirrored() -> None:
     left = np.zeros((2, 2, 2, 3), np.uint8)
     left[:, :, 0] = 100
     arrays = (np.array([0, 1]), np.zeros(2, np.int64), np.zeros(2, np.int64))
-    loaded = images.ImageSet(left, *arrays, ["flag", "face"], ["Flags", "Smileys & Emotion"], [])
+    loaded = images.ImageSet(left, *arrays, ["flag", "face"], [[], []], ["Flags", "Smileys & Emotion"], [])
     codec = PixelCodec(Raster(height=2, width=2), loaded.labels, [])
-    inputs, targets = Pictures(loaded, codec, brightness=0, any_share=0.0, seed=0).batch(0, 400)
+    inputs, targets = Pictures(loaded, codec, brightness=0, any_share=0.0, nameless_share=0.0, seed=0).batch(0, 400)
     flags = inputs[:, 0] == codec.condition("Flags")
     mirrored = targets[:, 0] == 0
     assert not mirrored[flags].any()

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.config import Raster
-from model.pixels import NUM_VALUES, ImageError, PixelCodec, fit, heat_map, open_image, over_white, sheet, to_png
+from model.pixels import (
+    ALPHABET,
+    NUM_VALUES,
+    ImageError,
+    PixelCodec,
+    fit,
+    heat_map,
+    open_image,
+    over_white,
+    plain,
+    sheet,
+    to_png,
+)
 
 CODEC = PixelCodec(Raster(height=3, width=4), ["cat", "dog"], ["ink"])
 
@@ -47,6 +59,40 @@ def test_unknown_labels_name_the_known() -> None:
         CODEC.condition("cow")
     with pytest.raises(ValueError, match="unknown style; known: ink"):
         CODEC.condition("cat", "oil")
+
+
+NAMED = PixelCodec(Raster(height=1, width=1, name_length=6), ["cat"], [], "abc ")
+
+
+def test_a_name_is_spelled_before_the_pixels() -> None:
+    """Blanks, then letters, in ids above the conditions; no name is all blank."""
+    assert NAMED.vocab_size == 256 + 2 + 1 + 4
+    assert NAMED.spell("") == [258] * 6
+    assert NAMED.spell("Cab a") == [258, 261, 259, 260, 262, 259]
+    assert NAMED.prompt("cat", name="b") == [257, *[258] * 5, 260]
+    assert CODEC.prompt("cat") == [CODEC.condition("cat")]
+    assert CODEC.alphabet == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("aaaaaaa", "at most 6 characters, this one 7"), ("abd", "have no 'd'"), ("!?", "letters or digits")],
+)
+def test_names_that_cannot_be_read(name: str, words: str) -> None:
+    """Too long, foreign, empty of letters; a model without names reads none."""
+    with pytest.raises(ValueError, match=words):
+        NAMED.spell(name)
+    with pytest.raises(ValueError, match="this model knows no names"):
+        CODEC.prompt(name=name)
+
+
+@given(st.text())
+def test_plain_names(name: str) -> None:
+    """Small letters and digits, single spaces, the same again when they are plain."""
+    assert plain(plain(name)) == plain(name)
+    assert set(plain(name)) <= set(ALPHABET)
+    assert "  " not in plain(name)
+    assert plain("Côte d\u2019Ivoire: “Flag”") == "cote divoire flag"
 
 
 def test_png_keeps_every_value() -> None:

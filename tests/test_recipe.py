@@ -24,7 +24,7 @@ def test_read(tmp_path: Path) -> None:
     text = 'name = "a.b-c_1"\ncorpus = "shakespeare"\nsteps = 7\nmuon_rate = 1\n[model]\ndropout = 0.2\n'
     recipe = read(write(tmp_path, text))
     assert recipe == Recipe(name="a.b-c_1", corpus="shakespeare", steps=7, muon_rate=1.0, model={"dropout": 0.2})
-    assert (recipe.length, recipe.batch, recipe.precision) == (512, 16, "bf16")
+    assert (recipe.length, recipe.batch, recipe.precision) == (512, 16, "auto")
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,28 @@ def test_read(tmp_path: Path) -> None:
         ("max_grad_norm = 0", "max_grad_norm"), ("begin_share = 2", "begin_share"),
         ('precision = "fp8"', "precision"), ("eval_every = 0", "eval_every"),
         ("save_every = 0", "save_every"), ('optimizer = "sgd"', "optimizer"), ('tokenizer = "words"', "tokenizer"),
-        ("stepz = 3", "stepz"), ("model = 3", "model"),
+        ("stepz = 3", "stepz"), ("model = 3", "model"), ("average = 1.0", "average"), ("carry = 0", "carry"),
     ],
 )  # fmt: skip
 def test_bad_field_is_named(tmp_path: Path, line: str, field: str) -> None:
     """The message has the file and the field."""
     path = write(tmp_path, f'name = "x"\ncorpus = "y"\n{line}\n')
     with pytest.raises(RecipeError, match=rf"recipe\.toml: {field}: "):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('kind = "image"\ncarry = 2', "an image is one window"),
+        ('kind = "image"\nextra = "z"', "extra is text"),
+        ("carry = 3\nsave_every = 100", "save_every 100 is no multiple of carry 3"),
+    ],
+)
+def test_a_rule_of_several_fields(tmp_path: Path, lines: str, words: str) -> None:
+    """Its message says what does not go together."""
+    path = write(tmp_path, f'name = "x"\ncorpus = "y"\n{lines}\n')
+    with pytest.raises(RecipeError, match=rf"recipe\.toml: Value error, {words}"):
         read(path)
 
 

@@ -80,7 +80,14 @@ def test_loss_falls(corpus: Path, tmp_path: Path, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [3, 5, 7])
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "precision": "bf16", "model": {"tied_head": True}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "adamw", "precision": "bf16", "model": {"tied_head": True}, "average": 0.9},
+        {"average": 0.8, "carry": 5},
+    ],
+)
 def test_resume_is_exact(corpus: Path, tmp_path: Path, stop: int, changes: dict[str, Any]) -> None:
     """A run that ends before, at or after a save goes on to the same bits as one that was never stopped."""
     recipe = make_recipe(corpus, **changes)
@@ -248,6 +255,90 @@ def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:
     assert len(moments) == len(list(one.network.parameters()))
     for name, tensor in moments.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-8)
+
+
+def test_carried_windows_are_one_long_window(corpus: Path, tmp_path: Path) -> None:
+    """Where weights stand still, two windows with the state between them have the loss of one of twice the length."""
+    still: dict[str, Any] = {"model": {}, "adamw_rate": 1e-30, "muon_rate": 1e-30, "begin_share": 0.5}
+    two = make_trainer(make_recipe(corpus, length=16, carry=2, save_every=2, **still), tmp_path / "two")
+    one = make_trainer(make_recipe(corpus, length=32, **still), tmp_path / "one")
+    for _ in range(2):  # the second row begins anew
+        halves = [two.step(), two.step()]
+        assert sum(halves) / 2 == pytest.approx(one.step(), rel=0, abs=1e-5)
+    apart = make_trainer(make_recipe(corpus, length=16, carry=2, save_every=2, **still), tmp_path / "apart")
+    for _ in range(4):
+        apart._carried = {part: apart.network.init_state(4) for part in range(2)}  # forgets
+        loss = apart.step()
+    assert loss != pytest.approx(halves[1], rel=0, abs=1e-4)
+
+
+def test_carry_needs_a_model_that_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """Absolute positions end before the last window of a row."""
+    model = {"bias": "absolute", "num_heads": 1, "decay": False, "max_model_len": 40}
+    with pytest.raises(ValueError, match="length 64 is longer than the model, which ends at 40"):
+        make_trainer(make_recipe(corpus, carry=2, save_every=2, model=model), tmp_path / "run")
+
+
+def test_another_corpus_beside(corpus: Path, tmp_path: Path) -> None:
+    """It is read in training alone; a run does not go on with another; bytes do not mix with characters."""
+    extra = tmp_path / "extra.txt"
+    extra.write_text("zz qq ÿ\n" * 100)
+    recipe = make_recipe(corpus, extra=str(extra), extra_share=0.5, extra_until=0.5)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    inputs, _ = trainer.source.batch(5, 8)
+    assert torch.isin(inputs[:4], torch.unique(trainer.validation[0])).float().mean() < 0.9
+    assert torch.equal(
+        trainer.source.batch(6, 8)[0], make_trainer(make_recipe(corpus), tmp_path / "x").source.batch(6, 8)[0]
+    )
+    trainer.step()
+    trainer.save()
+    extra.write_text("zz qq y\n" * 100)
+    with pytest.raises(ValueError, match="the corpus is another"):
+        make_trainer(recipe, tmp_path / "run")
+    extra.write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match="is not UTF-8, and this run reads characters"):
+        make_trainer(recipe, tmp_path / "other")
+
+
+def test_moving_average(corpus: Path, tmp_path: Path) -> None:
+    """What is evaluated and kept: 2/11, 3/12 ... of the old in the first steps, later the decay of the recipe."""
+    recipe = make_recipe(corpus, average=0.2, steps=4)
+    trainer = make_trainer(recipe, tmp_path / "run")
+    expected: dict[str, torch.Tensor] = {}
+    for kept in (0.0, 2 / 11, 0.2, 0.2):
+        trainer.step()
+        for name, w in trainer.network.state_dict().items():
+            expected[name] = w + kept * (expected.get(name, w) - w)
+    assert trainer.result is not trainer.network
+    for name, w in trainer.result.state_dict().items():
+        torch.testing.assert_close(w, expected[name], rtol=1e-5, atol=1e-7)
+    averaged = trainer.evaluate()
+    trainer.averaged = None
+    assert trainer.evaluate() != averaged
+
+
+def test_the_average_is_what_a_checkpoint_holds(corpus: Path, tmp_path: Path) -> None:
+    """Its weights, rounded to bf16, are the average's."""
+    recipe = make_recipe(corpus, average=0.9, steps=6, eval_every=6)
+    seen: list[Trainer] = []
+    runs.train(recipe, tmp_path / "run", tmp_path / "out", nothing, lambda trainer, _: seen.append(trainer))
+    stored = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    for name, w in seen[-1].result.state_dict().items():
+        assert torch.equal(stored[name], w.to(stored[name].dtype)), name
+    assert not torch.equal(stored["head.weight"], seen[-1].network.head.weight.bfloat16())
+
+
+@pytest.mark.parametrize(("able", "wanted"), [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({}, False)])
+def test_precision_by_hardware(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], wanted: bool
+) -> None:
+    """``auto`` multiplies bf16 where the processor does; the other two are what they say."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    for precision, expected in (("auto", wanted), ("bf16", True), ("float32", False)):
+        trainer = make_trainer(make_recipe(corpus, precision=precision), tmp_path / "run")
+        with trainer.autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert (product.dtype == torch.bfloat16) is expected
 
 
 def test_dropout_is_drawn_anew_for_each_step_and_part(corpus: Path, tmp_path: Path) -> None:

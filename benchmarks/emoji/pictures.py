@@ -36,8 +36,8 @@ def main(folder: Path) -> None:
     pictures = images.load("emoji", size)
     runtime = open_runtime(checkpoint, SAMPLES)
     labels, styles = codec.labels, codec.styles
-    conditions = [codec.condition(labels[i * len(labels) // SAMPLES], styles[i % len(styles)]) for i in range(SAMPLES)]
-    samples = draw_together(runtime, codec, [[condition] for condition in conditions])
+    asked = [codec.prompt(labels[i * len(labels) // SAMPLES], styles[i % len(styles)]) for i in range(SAMPLES)]
+    samples = draw_together(runtime, codec, asked)
     (folder / "samples.png").write_bytes(pixels.to_png(pixels.sheet(samples, columns=16, scale=SCALE)))
     blank = sum(int(image.mean() >= 253) for image in samples)
     print(f"{SAMPLES} samples, by category ({', '.join(labels)}), styles {', '.join(styles)} in turn; blank: {blank}")
@@ -52,8 +52,8 @@ def main(folder: Path) -> None:
     half = codec.raster.size // 2
     prompts = []
     for i in chosen:
-        condition = codec.condition(labels[test.label[i]], styles[test.style[i]])
-        prompts += [[condition, *codec.encode(test.images[i])[:half]]] * WAYS
+        told = codec.prompt(labels[test.label[i]], styles[test.style[i]])
+        prompts += [[*told, *codec.encode(test.images[i])[:half]]] * WAYS
     completed = draw_together(runtime, codec, prompts)
     for n, i in enumerate(chosen):
         rows += [test.images[i], codec.decode(codec.encode(test.images[i])[:half])]

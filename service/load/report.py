@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import json
-import platform
-import subprocess
-import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from model.machine import facts
 from model.runtime.choice import available_cores
 from service.load import plot
 from service.load.client import Client
@@ -149,17 +147,9 @@ def build(metrics: str | None) -> dict[str, str]:
 
 def machine() -> dict[str, object]:
     """Where the client ran."""
-    cpu, info = platform.processor(), Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model")]
-        cpu = " ".join(reversed(names[:2]))
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
-        "cpu": cpu, "cores": available_cores(), "python": platform.python_version(),
-        "aiohttp": importlib.metadata.version("aiohttp"), "aft": importlib.metadata.version("aft-serve"),
-        "commit": done.stdout.strip(), "date": time.strftime("%Y-%m-%d"),
+        **facts(), "cores": available_cores(), "aiohttp": importlib.metadata.version("aiohttp"),
+        "aft": importlib.metadata.version("aft-serve"),
     }  # fmt: skip
 
 

@@ -68,14 +68,15 @@ async def score(request: Request) -> Response:
     body = parse_strings(form.fields, ScoreRequest)
     model, codec = service.image_model(body.model)
     values = codec.encode(np.asarray(over_white(await asyncio.to_thread(_upload, form, "image", codec))))
+    prompt = _prompt(codec, body)
     generation = Generation(
         id=f"score-{secrets.token_hex(12)}",
         model=model.name,
-        prompt=[_condition(codec, body.prompt, body.style), *values[:-1]],
+        prompt=[*prompt, *values[:-1]],
         params=SamplingParams(),
         max_tokens=0,
         automaton=values_only(codec),
-        targets=values,
+        targets=[*prompt[1:], *values],
     )
     exchange = Exchange(service, "images_score", [generation], request)
     return await exchange.whole(_score(exchange, body, codec))
@@ -87,7 +88,8 @@ async def _score(exchange: Exchange, body: ScoreRequest, codec: PixelCodec) -> R
         logprobs += burst.target_logprobs
     exchange.outcome = Outcome.STOP  # the image's end is no cut
     raster = codec.raster
-    bits = (-np.asarray(logprobs) / math.log(2)).reshape(raster.height, raster.width, raster.channels)
+    drawn = np.asarray(logprobs[raster.name_length :])  # a name is read, not weighed
+    bits = (-drawn / math.log(2)).reshape(raster.height, raster.width, raster.channels)
     answer: dict[str, Any] = {"bits_per_dim": float(bits.mean())}
     if body.per_pixel:
         answer["bits"] = bits.round(6).tolist()
@@ -96,11 +98,14 @@ async def _score(exchange: Exchange, body: ScoreRequest, codec: PixelCodec) -> R
     return JSONResponse(answer)
 
 
-def _condition(codec: PixelCodec, prompt: str, style: str | None) -> int:
-    for param, known, given in (("prompt", codec.labels, prompt), ("style", codec.styles, style or "")):
+def _prompt(codec: PixelCodec, body: ImageRequest | ScoreRequest) -> list[int]:
+    for param, known, given in (("prompt", codec.labels, body.prompt), ("style", codec.styles, body.style or "")):
         if given and given not in known:
             raise errors.invalid(f"{param}: {errors.clip(given)!r} is unknown; known: {', '.join(known)}", param)
-    return codec.condition(prompt, style or "")
+    try:
+        return codec.prompt(body.prompt, body.style or "", body.name or "")
+    except ValueError as error:
+        raise errors.invalid(f"name: {error}", "name") from None
 
 
 def _upload(form: Form, name: str, codec: PixelCodec) -> Any:
@@ -148,7 +153,7 @@ async def _draw(
     if body.size not in (None, "auto", size):
         raise errors.invalid(f"size: this model draws {size} (or auto), not {errors.clip(body.size or '')}", "size")
     seed = secrets.randbits(53) if body.seed is None else body.seed
-    prompt, automaton = [_condition(codec, body.prompt, body.style), *known], values_only(codec)
+    prompt, automaton = [*_prompt(codec, body), *known], values_only(codec)
     drawn = [
         Generation(
             id=f"img-{secrets.token_hex(12)}",
@@ -201,7 +206,7 @@ class Drawing:
 
     def _usage(self) -> dict[str, Any]:
         drawn = sum(generation.num_generated for generation in self._exchange.generations)
-        return usage(len(self._known), drawn)
+        return usage(1 + self._codec.raster.name_length, len(self._known), drawn)
 
     async def events(self, kind: str, partial_images: int) -> AsyncGenerator[bytes]:
         """So many prefixes of whole rows, then the image."""

@@ -33,6 +33,7 @@ class ImageCard(Card):
 
     labels: list[str]
     styles: list[str]
+    name_length: int  # the longest name that it reads; 0: it knows no names
     size: str
 
 
@@ -57,7 +58,8 @@ def describe(model: Served) -> ImageCard | Card:
     if not isinstance(model.codec, PixelCodec):
         return card
     raster, labels, styles = model.codec.raster, model.codec.labels, model.codec.styles
-    return ImageCard(**dict(card), labels=labels, styles=styles, size=f"{raster.width}x{raster.height}")
+    size = f"{raster.width}x{raster.height}"
+    return ImageCard(**dict(card), labels=labels, styles=styles, name_length=raster.name_length, size=size)
 
 
 @router.get("/v1/models")

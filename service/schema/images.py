@@ -16,6 +16,7 @@ class ImageRequest(Strict):
     model: str
     prompt: str  # a label; "" for any
     style: str | None = None
+    name: str | None = None  # what is drawn, in words, where the model knows names; "" for any
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: str | None = None
     seed: Int64 | None = None
@@ -48,6 +49,7 @@ class ScoreRequest(Strict):
     model: str
     prompt: str = ""
     style: str | None = None
+    name: str | None = None
     per_pixel: bool | None = None
     heatmap: bool | None = None
 
@@ -58,11 +60,11 @@ def head(created: int, size: str, *, event: bool = False) -> dict[str, Any]:
     return {when: created, "size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
 
 
-def usage(given: int, drawn: int) -> dict[str, Any]:
-    """OpenAI's usage object of images: one token is the condition, the others are sub-pixels."""
+def usage(said: int, given: int, drawn: int) -> dict[str, Any]:
+    """OpenAI's usage object of images: the condition and the places of a name are text, the others are sub-pixels."""
     return {
-        "input_tokens": 1 + given,
+        "input_tokens": said + given,
         "output_tokens": drawn,
-        "total_tokens": 1 + given + drawn,
-        "input_tokens_details": {"text_tokens": 1, "image_tokens": given},
+        "total_tokens": said + given + drawn,
+        "input_tokens_details": {"text_tokens": said, "image_tokens": given},
     }

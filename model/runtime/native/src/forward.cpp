@@ -35,8 +35,8 @@ void embed(const Model& m, const Row& row, Span blocks, float* x) {
     for (int32_t b = blocks.first; b < blocks.last; ++b) {
         F y = table_block(m.embed + int64_t(row.token) * m.dim, b, m.dim);
         if (m.embed_channel) {
-            const int64_t pixel = row.position / m.raster_channels;
-            const int64_t channel = row.position % m.raster_channels;
+            const int64_t place = row.position < m.raster_first ? 0 : row.position - m.raster_first;
+            const int64_t pixel = place / m.raster_channels, channel = place % m.raster_channels;
             y = y + table_block(m.embed_channel + channel * m.dim, b, m.dim);
             y = y + table_block(m.embed_row + pixel / m.raster_width * m.dim, b, m.dim);
             y = y + table_block(m.embed_column + pixel % m.raster_width * m.dim, b, m.dim);

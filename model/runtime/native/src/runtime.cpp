@@ -194,6 +194,7 @@ Runtime::Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, 
         model_.raster_height = shape.raster_height;
         model_.raster_width = shape.raster_width;
         model_.raster_channels = shape.raster_channels;
+        model_.raster_first = shape.raster_first;
         model_.embed_channel = table(tensors, "embed.channel.weight", shape.raster_channels, shape.dim);
         model_.embed_row = table(tensors, "embed.row.weight", shape.raster_height, shape.dim);
         model_.embed_column = table(tensors, "embed.column.weight", shape.raster_width, shape.dim);

@@ -14,6 +14,7 @@ namespace aft {
 struct Shape {
     int32_t dim, hidden, vocab_size, num_layers, num_heads, window, places, activation;
     int32_t raster_height, raster_width, raster_channels;  // 0 without a raster
+    int32_t raster_first;
 };
 
 struct Tensor {

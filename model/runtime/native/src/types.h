@@ -41,6 +41,7 @@ struct Model {
     const uint16_t* embed;  // (vocab, dim) bf16
     const uint16_t *embed_channel, *embed_row, *embed_column;  // of a pixel model; null otherwise
     int32_t raster_height, raster_width, raster_channels;
+    int32_t raster_first;  // the position of the first sub-pixel: a name stands before it
 };
 
 // One position of one stream. Rows of one stream stand in order.

@@ -1,0 +1,1 @@
+"""Short, fair training runs: one change each, everything else equal."""

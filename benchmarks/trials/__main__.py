@@ -1,0 +1,123 @@
+"""Train and score the runs of a table, one process each.
+
+    cd benchmarks
+    ../.venv/bin/python -m trials text.toml --jobs 2           every run, two at a time, a thread each
+    ../.venv/bin/python -m trials text.toml base window-8      these
+    ../.venv/bin/python -m trials text.toml --table            what is known so far, as Markdown
+
+A run that was interrupted goes on from its last saved step; one whose row stands in results/trials-text.json is done.
+Rows are scored on the validation split, with overlapping windows: choices are made there, not on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tomllib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SCORED_CHARS = 100_000  # of the validation split
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The base with changes; tables merge by key."""
+    both = {key: {**base[key], **value} for key, value in changes.items() if isinstance(value, dict) and key in base}
+    return {**base, **changes, **both}
+
+
+def run(name: str, fields: dict[str, Any], runs: Path) -> dict[str, Any]:
+    """Train one run to its end and score it: a row."""
+    import torch
+
+    from model.machine import facts
+    from model.recipe import make
+    from model.runs import make_trainer
+    from trials.networks import NETWORKS
+
+    torch.set_num_threads(1)
+    build = NETWORKS[fields.pop("network", "aft")]
+    recipe = make(name, {**fields, "name": name})
+    trainer, codec = make_trainer(recipe, runs / name, build)
+    trainer.run(lambda row: print(f"{name}: {row['step']:.0f} {row['validation_bpc']:.3f}", flush=True))
+    return {
+        "parameters": trainer.network.num_parameters,
+        "trained_chars": int(trainer.rows[-1]["chars"]),
+        "minutes": round(trainer.seconds / 60, 1),
+        "train": trainer.rows[-1]["train_bpc"],
+        "validation": score(trainer.result, codec, recipe),
+        "scanned": sum(row["num_scanned"] for row in trainer.rows),
+        **facts(),
+    }
+
+
+def score(network: Any, codec: Any, recipe: Any) -> float:
+    """Bits each of the validation split: characters after half a window at least, or sub-pixels."""
+    from model import data, evaluate, images
+    from model.batches import encode, examples, prompts
+
+    network.eval()
+    if recipe.kind == "image":
+        held_out = images.load(recipe.corpus, recipe.size).subset(1)
+        return evaluate.per_dimension(network, *examples(held_out.images, prompts(held_out, codec)))
+    ids = encode(data.split(data.load(recipe.corpus)).validation, codec)[: SCORED_CHARS + recipe.length]
+    return float(evaluate.windows(network, ids, recipe.length, recipe.length, recipe.length // 2).mean())
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown, differences to the base."""
+    reference = rows.get("base", {}).get("validation")
+    lines = ["| run | parameters | minutes | training | validation | against base |", "|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        against = f"{row['validation'] - reference:+.3f}" if reference is not None and name != "base" else ""
+        lines.append(
+            f"| {name} | {row['parameters']:,} | {row['minutes']:.0f} | {row['train']:.3f} | {row['validation']:.3f} "
+            f"| {against} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trials", type=Path, help="a table of runs in this folder, or a path")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="runs; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=Path("../runs/trials"), help="folder of resumable states")
+    parser.add_argument("--table", action="store_true", help="print what is known and train nothing")
+    arguments = parser.parse_args()
+    path = arguments.trials if arguments.trials.exists() else HERE / arguments.trials
+    content = tomllib.loads(path.read_text())
+    results = HERE.parent / "results" / f"trials-{path.stem}.json"
+    rows: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
+    trials = content["trial"]
+    if unknown := set(arguments.names) - set(trials):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(trials)}")
+    missing = [name for name in arguments.names or trials if name not in rows]
+    failed = False
+    if not arguments.table:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
+            waiting = {
+                pool.submit(run, name, merged(content["base"], trials[name]), arguments.runs / path.stem): name
+                for name in missing
+            }
+            for future in as_completed(waiting):
+                name = waiting[future]
+                if (error := future.exception()) is not None:
+                    print(f"{name}: {type(error).__name__} {error}", file=sys.stderr, flush=True)
+                    failed = True
+                    continue
+                rows[name] = {"changes": trials[name], **future.result()}
+                rows = {key: rows[key] for key in trials if key in rows}  # in the table's order
+                results.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
