@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model import prior as priors
 from model.config import ModelConfig
 from model.pixels import PixelCodec
+from model.prior import Prior
 from model.tokenizer import Characters, Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -63,7 +65,7 @@ def _read_config(folder: Path) -> CheckpointConfig:
 
 def _check_files(folder: Path, config: CheckpointConfig) -> None:
     needed = {WEIGHTS} | ({TOKENIZER} if config.tokenizer == "characters" else set())
-    if set(config.files) != needed:
+    if set(config.files) - {priors.FILE} != needed:
         raise CheckpointError(f"{folder.name}: {CONFIG} must hash {sorted(needed)}, it hashes {sorted(config.files)}")
     for name, expected in config.files.items():
         try:
@@ -86,6 +88,7 @@ class Checkpoint:
         if self.codec.vocab_size != self.config.model.vocab_size:
             given, expected = self.codec.vocab_size, self.config.model.vocab_size
             raise CheckpointError(f"{self.name}: the tokenizer has {given} ids, the model {expected}")
+        self.prior = self._prior()
 
     def _codec(self) -> Codec:
         config = self.config
@@ -98,6 +101,18 @@ class Checkpoint:
             return load_tokenizer(config.tokenizer, self.folder / TOKENIZER)
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {error}") from error
+
+    def _prior(self) -> Prior | None:
+        """The n-gram prior that stands beside the weights of some text models."""
+        if priors.FILE not in self.config.files:
+            return None
+        try:
+            prior = priors.load(self.folder / priors.FILE)
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}: {error}") from error
+        if isinstance(self.codec, PixelCodec) or int(prior.alphabet.max()) >= self.codec.vocab_size:
+            raise CheckpointError(f"{self.name}: {priors.FILE} belongs to another vocabulary")
+        return prior
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -115,36 +130,51 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over weights, tokenizer and shape: equal means the same model."""
+        """sha256 over weights, tokenizer, prior and shape: equal means the same model."""
+        return self.fingerprint_with(prior=True)
+
+    def fingerprint_with(self, *, prior: bool) -> str:
+        """The fingerprint of the whole model, or of the network without its prior."""
         model = self.config.model
         # a field that came later and is not used leaves the fingerprint as it was: states stay valid
         unused = {"raster": {"name_length"}} if model.raster is not None and not model.raster.name_length else None
         digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())
-        for name in sorted(self.config.files):
+        for name in sorted(set(self.config.files) - (set() if prior else {priors.FILE})):
             digest.update(self.config.files[name].encode())
         return digest.hexdigest()
 
 
 def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, training: dict[str, Any]) -> None:
     """Write a checkpoint folder, never half of one; the old one stays where it fails. Other files are kept."""
+    files = {WEIGHTS: weights, **({TOKENIZER: codec.model} if isinstance(codec, Characters) else {})}
+    config = {
+        "format": FORMAT,
+        "kind": "image" if isinstance(codec, PixelCodec) else "text",
+        "model": model.model_dump(),
+        **_codec_facts(codec),
+        "files": {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()},
+        "training": training,
+    }
+    _write(folder, config, files)
+
+
+def add_prior(folder: Path, prior: Prior, facts: dict[str, Any]) -> None:
+    """Put a prior into a checkpoint's folder, never half of one; ``facts`` join those of its training."""
+    config = json.loads((folder / CONFIG).read_bytes())
+    raw = prior.save()
+    config["files"][priors.FILE] = hashlib.sha256(raw).hexdigest()
+    config["training"]["prior"] = facts
+    _write(folder, config, {priors.FILE: raw})
+
+
+def _write(folder: Path, config: dict[str, Any], files: dict[str, bytes]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         if folder.is_dir():
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        (temporary / WEIGHTS).write_bytes(weights)
-        names = [WEIGHTS]
-        if isinstance(codec, Characters):
-            (temporary / TOKENIZER).write_bytes(codec.model)
-            names.append(TOKENIZER)
-        config = {
-            "format": FORMAT,
-            "kind": "image" if isinstance(codec, PixelCodec) else "text",
-            "model": model.model_dump(),
-            **_codec_facts(codec),
-            "files": {name: hashlib.sha256((temporary / name).read_bytes()).hexdigest() for name in names},
-            "training": training,
-        }
+        for name, raw in files.items():
+            (temporary / name).write_bytes(raw)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         temporary.chmod(0o755)
         _swap(temporary, folder)

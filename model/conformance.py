@@ -46,8 +46,12 @@ def digests(checkpoint: Checkpoint, runtime: Runtime, deepest: int = DEPTHS[-1])
     return found
 
 
-def write(folder: Path, runtime: Runtime) -> None:
-    """Store what this runtime computes."""
+def write(folder: Path, runtime: Runtime, network: Runtime) -> None:
+    """Store what a runtime computes, and where the model has a prior, what one without it does."""
     checkpoint = Checkpoint(folder)
-    facts = {"fingerprint": runtime.fingerprint, "logits_sha256": digests(checkpoint, runtime)}
+    facts: dict[str, object] = {
+        "fingerprint": runtime.fingerprint, "logits_sha256": digests(checkpoint, runtime),
+    }  # fmt: skip
+    if checkpoint.prior is not None:
+        facts["network_sha256"] = digests(checkpoint, network)
     (folder / FILE).write_text(json.dumps(facts, indent=2) + "\n")

@@ -56,7 +56,8 @@ def verse() -> list[str]:
 def pickled_strings(raw: bytes) -> Iterator[str]:
     """The strings of a pickle with a space in them, in order; its opcodes are read and none is carried out."""
     for opcode, argument, _ in pickletools.genops(raw):
-        if opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8") and " " in argument:
+        wanted = opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
+        if wanted and isinstance(argument, str) and " " in argument:
             yield argument
 
 

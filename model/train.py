@@ -65,7 +65,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere autocast costs time instead of saving it."""
     if device.type != "cpu":
         return True
-    able: dict[str, Any] = torch.cpu.get_capabilities()
+    able = torch.cpu.get_capabilities()
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
@@ -99,7 +99,8 @@ class Trainer:
         """What is evaluated and kept: the moving average where the recipe asks for one."""
         if self.averaged is None:
             return self.network
-        network: Network = self.averaged.module
+        network = self.averaged.module
+        assert isinstance(network, Network)
         return network
 
     @property

@@ -1,4 +1,4 @@
-"""``aft serve | key | generate | train | eval | bench | data``. What a command needs is imported when it runs."""
+"""``aft serve | key | generate | train | prior | eval | bench | data``: what a command needs is imported as it runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from service.counting import prior as count_prior
 from service.load.cli import serve as bench_serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -158,6 +159,7 @@ def evaluate(
     ] = None,
     depths: Annotated[str, typer.Option(help="Characters of preceding text, by commas.")] = "100,1000,10000,100000",
     max_chars: Annotated[int | None, typer.Option(help="Score only the first so many of the test split.")] = None,
+    prior: Annotated[bool, typer.Option(help="With the model's n-gram prior, where it has one.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw bits per character by position here.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),
@@ -168,7 +170,7 @@ def evaluate(
 
     try:
         wanted = [int(depth) for depth in depths.split(",") if depth]
-        run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot)
+        run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot, prior=prior)
     except (ValueError, DataError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
 
@@ -183,6 +185,7 @@ class BenchGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
 
+app.command("prior")(count_prior)
 bench_app = typer.Typer(cls=BenchGroup, no_args_is_help=True, help="Measure a runtime, or a service over HTTP.")
 app.add_typer(bench_app, name="bench")
 bench_app.command("serve")(bench_serve)
@@ -246,7 +249,7 @@ def conformance(
         checkpoint = Checkpoint(folder)
         runtime = open_runtime(checkpoint, 1, wanted="native")
         if write:
-            stored.write(folder, runtime)
+            stored.write(folder, runtime, open_runtime(checkpoint, 1, wanted="native", prior=False))
         kept = json.loads((folder / stored.FILE).read_text())
         found = stored.digests(checkpoint, runtime, deepest)
     except FileNotFoundError:

@@ -28,8 +28,10 @@ def run(
     max_chars: int | None,
     json_file: Path | None,
     plot: Path | None,
+    *,
+    prior: bool = True,
 ) -> None:
-    """Evaluate a checkpoint on the test split of a corpus."""
+    """Evaluate a checkpoint on the test split of a corpus; ``prior``: with its n-gram prior, where it has one."""
     checkpoint = Checkpoint(folder)
     if checkpoint.config.kind == "image":
         _run_images(checkpoint, load(checkpoint).freeze(), corpus, json_file)
@@ -47,8 +49,11 @@ def run(
     test = encode(scored, checkpoint.tokenizer)
     ids, start, stride = np.concatenate([before, test]), len(before), stride or max(1, length // 2)
     scale = len(test) / len(scored)  # tokens a character: more than one where characters are spelled in bytes
-    overlapping = windows(load(checkpoint).freeze(), ids, start, length, stride) * scale
-    runtime = open_runtime(checkpoint, num_slots=1)
+    overlapping = windows(load(checkpoint).freeze(), ids, start, length, stride)
+    if prior and checkpoint.prior is not None:
+        overlapping = checkpoint.prior.mixed_bits(overlapping, ids, start)
+    overlapping = overlapping * scale
+    runtime = open_runtime(checkpoint, num_slots=1, prior=prior)
     longest = min(start, runtime.max_position // 2) if runtime.max_position else start
     left_out = [depth for depth in depths if depth > longest]
     if left_out:
@@ -61,6 +66,7 @@ def run(
     result = {
         "model": checkpoint.name,
         "corpus": source,
+        "prior": prior and checkpoint.prior is not None,
         "characters": len(scored),
         "window": length,
         "stride": stride,

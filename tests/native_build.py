@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 SRC = Path("model/runtime/native/src")
 DRIVER = Path("tests/native_driver.cpp")
 PARTS = ("forward", "matmul")  # compiled once for each instruction set
-OTHERS = (*(SRC / f"{name}.cpp" for name in ("runtime", "targets", "sampling", "pool")), DRIVER)
+OTHERS = (*(SRC / f"{name}.cpp" for name in ("runtime", "targets", "sampling", "prior", "pool")), DRIVER)
 POSITIONS = 1_000
 
 
@@ -107,11 +107,14 @@ def dump(checkpoint: Checkpoint, path: Path) -> None:
     """The model and the text, as the driver reads them."""
     config = checkpoint.config.model
     arrays = weights.bands(weights.read(checkpoint), config)
-    parts = [struct.pack("<11i", *kernel_shape(config).values()), struct.pack("<i", len(arrays))]
+    parts = [struct.pack("<12i", *kernel_shape(config).values()), struct.pack("<i", len(arrays))]
     for name, array in arrays.items():
         head = struct.pack("<i", len(name)) + name.encode()
         shape = struct.pack(f"<ii{array.ndim}q", array.dtype == np.float32, array.ndim, *array.shape)
         parts += [head, shape, np.ascontiguousarray(array).tobytes()]
+    columns = {} if checkpoint.prior is None else checkpoint.prior.columns()
+    parts.append(struct.pack("<i", len(columns)))
+    parts += [struct.pack("<q", column.size) + column.tobytes() for column in columns.values()]
     tokens = conformance.text(checkpoint, POSITIONS)
     parts.append(struct.pack(f"<qi{len(tokens)}i", config.max_model_len or -1, len(tokens), *tokens))
     path.write_bytes(b"".join(parts))

@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
     const std::string target = argc > 4 ? argv[4] : "";
     if (!file) return 2;
     aft::Shape shape;
-    static_assert(sizeof(shape) == 11 * 4);
+    static_assert(sizeof(shape) == 12 * 4);
     shape = one<aft::Shape>(file);
     std::vector<std::vector<uint8_t>> memory;
     aft::Tensors tensors;
@@ -66,14 +66,28 @@ int main(int argc, char** argv) {
             tensor.bf16 = reinterpret_cast<const uint16_t*>(memory.back().data());
         tensors[std::string(name.begin(), name.end())] = tensor;
     }
+    aft::Prior prior;
+    if (one<int32_t>(file)) {
+        auto column = [&]<class T>(std::vector<T>& values) { values = read<T>(file, one<int64_t>(file)); };
+        column(prior.gates);
+        column(prior.alphabet);
+        column(prior.keys);
+        column(prior.first);
+        column(prior.count);
+        column(prior.left);
+        column(prior.letters);
+        column(prior.shares);
+    }
     const int64_t last = one<int64_t>(file);
     aft::Job job;
     job.tokens = read<int32_t>(file, one<int32_t>(file));
     job.logits = aft::Logits::LAST;
     fclose(file);
     aft::Runtime runtime(shape, tensors, SLOTS, last, threads, target);
+    runtime.set_prior(prior);
     if (threads > 1) {  // two pools take turns, and one of them ends before the other
         aft::Runtime other(shape, tensors, SLOTS, last, threads, target);
+        other.set_prior(prior);
         for (int i = 0; i < 3; ++i)
             for (aft::Runtime* each : {&runtime, &other}) burst(*each);
     }

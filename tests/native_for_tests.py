@@ -37,6 +37,7 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "conv decay": ("conv-decay", {"dim": 6, "activation": "gelu"}),
     "raster": ("raster", {"dim": 32}),
     "names": ("relative-decay", {"dim": 32, "raster": {**RASTER, "name_length": 3}, "max_model_len": 45}),
+    "prior": ("relative-decay", {"dim": 32}),  # with n-grams beside it
     "raster decay": ("raster-decay", {"dim": 20, "activation": "gelu"}),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -49,7 +50,10 @@ def written(folder: Path) -> Checkpoints:
     def opened(shape: str) -> Checkpoint:
         if shape not in known:
             name, changes = SHAPES[shape]
-            known[shape] = tiny.opened(tiny.of_config(folder / shape, make_config(name, **changes)))
+            path = tiny.of_config(folder / shape, make_config(name, **changes))
+            if shape == "prior":
+                tiny.with_prior(path)
+            known[shape] = tiny.opened(path)
         return known[shape]
 
     return opened

@@ -29,6 +29,9 @@ def test_shipped_models(folder: Path, target: str) -> None:
     assert stored["fingerprint"] == runtime.fingerprint, "aft conformance NAME --write, if other bits are meant"
     found = conformance.digests(checkpoint, runtime, 10_000 if target == targets()[0] else 1_000)
     assert found.items() <= stored["logits_sha256"].items()
+    if checkpoint.prior is not None:
+        network = NativeRuntime(checkpoint, 1, threads=1, target=target, prior=False)
+        assert conformance.digests(checkpoint, network, 1_000).items() <= stored["network_sha256"].items()
 
 
 def test_the_command(tmp_path: Path) -> None:

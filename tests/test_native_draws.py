@@ -362,15 +362,16 @@ def test_a_checkpoint_of_other_tensors_is_refused(tmp_path: Path, checkpoints: C
 
 
 @every_shape
-def test_a_tensors_type_changes_nothing(tmp_path: Path, pool: Pool, checkpoints: Checkpoints, shape: str) -> None:
+def test_a_tensors_type_changes_nothing(tmp_path: Path, checkpoints: Checkpoints, shape: str) -> None:
     """Matrices in float32, or biases in bf16 where these are exact: the same bits."""
     plain = NativeRuntime(changed(checkpoints(shape), tmp_path / "m", rounded_biases), 1)
     narrow = NativeRuntime(changed(checkpoints(shape), tmp_path / "n", narrow_biases), 1)
     wide = NativeRuntime(changed(checkpoints(shape), tmp_path / "w", wide_matrices), 1)
     job = Job(0, prompt(30), logits="all")
     same(one(narrow, job), one(plain, job))
-    same(one(wide, job), one(pool(shape), job))
-    assert wide.fingerprint != pool(shape).fingerprint
+    own = NativeRuntime(checkpoints(shape), 1, prior=False)
+    same(one(wide, job), one(own, job))
+    assert wide.fingerprint != own.fingerprint
 
 
 def rounded_biases(tensors: Tensors) -> None:

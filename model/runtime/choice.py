@@ -48,20 +48,24 @@ def choose(wanted: Wanted = "auto") -> tuple[Literal["native", "torch"], str]:
     return "torch", "as set" if wanted == "torch" else "the native runtime is not built"
 
 
-def open_runtime(checkpoint: Checkpoint, num_slots: int, *, threads: int = 0, wanted: Wanted = "auto") -> Runtime:
+def open_runtime(
+    checkpoint: Checkpoint, num_slots: int, *, threads: int = 0, wanted: Wanted = "auto", prior: bool = True
+) -> Runtime:
     """A runtime for a checkpoint. ``threads`` 0: all available for the native one, one for torch.
 
+    ``prior``: whether the checkpoint's n-gram prior is used, where it has one.
     CheckpointError where the weights do not fit, RuntimeMissingError where there is no such runtime.
     """
     name, _ = choose(wanted)
     if name == "native":
         from model.runtime.native.runtime import NativeRuntime
 
-        return NativeRuntime(checkpoint, num_slots, threads or available_cores(), os.environ.get(ISA_VARIABLE, ""))
+        target = os.environ.get(ISA_VARIABLE, "")
+        return NativeRuntime(checkpoint, num_slots, threads or available_cores(), target, prior=prior)
     import torch
 
     from model.runtime.eager import EagerRuntime
 
     # beside an event loop a second thread of torch makes a step three times as slow (docs/benchmarks.md)
     torch.set_num_threads(threads or 1)
-    return EagerRuntime(checkpoint, num_slots)
+    return EagerRuntime(checkpoint, num_slots, prior=prior)

@@ -32,8 +32,8 @@ class EagerRuntime:
     name = "torch"
     exact = False
 
-    def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu") -> None:
-        """CheckpointError where the weights do not fit the config."""
+    def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu", *, prior: bool = True) -> None:
+        """CheckpointError where the weights do not fit the config. ``prior``: whether the checkpoint's is used."""
         self._network = load(checkpoint).to(device).freeze()
         config = checkpoint.config.model
         self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
@@ -41,11 +41,14 @@ class EagerRuntime:
         self.isa, self.threads = device, torch.get_num_threads()
         self._tile = min(TILE, num_slots)
         # the width of a tile decides which kernels torch takes, and so the last bits
-        numerics = f"{checkpoint.fingerprint} torch float32 tile {self._tile}"
+        numerics = f"{checkpoint.fingerprint_with(prior=prior)} torch float32 tile {self._tile}"
         self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
         self._tiles = [self._network.init_state(self._tile) for _ in range(-(-num_slots // self._tile))]
         self._empty = self._network.init_state(1)
         self._positions = [0] * num_slots
+        self._prior = checkpoint.prior if prior else None
+        self._order = self._prior.order if self._prior is not None else 0
+        self._recent: list[list[int]] = [[] for _ in range(num_slots)]  # the last tokens, the newest first
         self._samplers = [SlotSampler.empty(self.vocab_size) for _ in range(num_slots)]
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self._network.parameters())
         self.workspace_bytes = 0
@@ -69,6 +72,7 @@ class EagerRuntime:
         stepped = self._step({job.slot: job.tokens[0] for job in single}) if single else {}
         for job, result in zip(jobs, done, strict=True):
             rows = stepped[job.slot][None] if job.slot in stepped else self._prefill(job)
+            rows = self._mixed(job.slot, rows, job.tokens)
             self._samplers[job.slot].consume(job.tokens)
             last[job.slot] = rows[-1]
             if job.targets is not None:
@@ -96,7 +100,17 @@ class EagerRuntime:
                     going.append((job, result))
             live = going
             if drawn:
-                last = self._step(drawn)
+                stepped = self._step(drawn)
+                last = {slot: self._mixed(slot, row[None], [drawn[slot]])[0] for slot, row in stepped.items()}
+
+    def _mixed(self, slot: int, rows: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits (n, V) after the last n of the tokens that a slot has consumed, with the prior's part."""
+        if self._prior is None:
+            return rows
+        stream = [*reversed(self._recent[slot]), *tokens]
+        self._recent[slot] = stream[: -self._order - 1 : -1]
+        ends = range(len(stream) - len(rows) + 1, len(stream) + 1)
+        return np.stack([self._prior.mixed(row, stream[:end]) for row, end in zip(rows, ends, strict=True)])
 
     def _step(self, tokens: dict[int, int]) -> dict[int, NDArray[np.float32]]:
         """One position of the given slots; whole tiles are computed, the other slots' states stay."""
@@ -149,6 +163,7 @@ class EagerRuntime:
         """Back to before the first position."""
         self._write(slot, self._empty)
         self._positions[slot] = 0
+        self._recent[slot] = []
         self._samplers[slot] = SlotSampler.empty(self.vocab_size)
 
     def copy(self, source: int, targets: Sequence[int]) -> None:
@@ -157,6 +172,7 @@ class EagerRuntime:
         for target in targets:
             self._write(target, state)
             self._positions[target] = self._positions[source]
+            self._recent[target] = list(self._recent[source])
             self._samplers[target] = self._samplers[source].copy()
 
     def export(self, slot: int) -> bytes:
@@ -167,6 +183,8 @@ class EagerRuntime:
             "position": self._positions[slot],
             "automaton_state": sampler.automaton_state,
         }
+        if self._order:
+            facts["recent"] = self._recent[slot]
         layers = [part[0].cpu().numpy() for layer in self._read(slot) for part in layer]
         return states.pack(facts, [*layers, sampler.counts, sampler.seen])
 
@@ -185,8 +203,9 @@ class EagerRuntime:
         if not isinstance(automaton_state, int) or automaton_state < 0:
             raise StateError("the state's automaton is in no state")
         states.check_sampler(counts.astype(np.int32), seen.astype(np.uint8), position)
+        recent = states.check_recent(facts.get("recent", []), self._order, position, self.vocab_size)
         self._write(slot, layers)
-        self._positions[slot] = position
+        self._positions[slot], self._recent[slot] = position, recent
         self._samplers[slot] = SlotSampler(counts.astype(np.int32), seen.astype(np.bool_), automaton_state)
 
     def _arrays(self, body: bytes) -> Iterator[NDArray[np.generic]]:

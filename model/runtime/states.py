@@ -43,6 +43,14 @@ def unpack(state: bytes) -> tuple[dict[str, object], bytes]:
     return facts, content[start + size :]
 
 
+def check_recent(recent: object, order: int, position: int, vocab_size: int) -> list[int]:
+    """The last tokens of a state, the newest first, as a prior reads them. StateError where they cannot be."""
+    known = isinstance(recent, list) and all(type(token) is int and 0 <= token < vocab_size for token in recent)
+    if not isinstance(recent, list) or not known or len(recent) != min(order, position):
+        raise StateError("the state's last tokens are no tokens of this model, or not as many as it needs")
+    return recent
+
+
 def check_sampler(counts: NDArray[np.int32], seen: NDArray[np.uint8], position: int) -> None:
     """StateError for counts that no stream of so many positions can have."""
     # the last token of a burst is counted before it is consumed

@@ -27,8 +27,13 @@ class NativeRuntime:
     name = "native"
     exact = True
 
-    def __init__(self, checkpoint: Checkpoint, num_slots: int, threads: int = 1, target: str = "") -> None:
-        """CheckpointError where the tensors do not fit the config; ValueError for an unknown instruction set."""
+    def __init__(
+        self, checkpoint: Checkpoint, num_slots: int, threads: int = 1, target: str = "", *, prior: bool = True
+    ) -> None:
+        """CheckpointError where the tensors do not fit the config; ValueError for an unknown instruction set.
+
+        ``prior``: whether the checkpoint's n-gram prior is used, where it has one.
+        """
         config = checkpoint.config.model
         if num_slots < 1 or threads < 1:
             raise ValueError(f"num_slots and threads must be at least 1, they are {num_slots} and {threads}")
@@ -43,7 +48,12 @@ class NativeRuntime:
             self._kernel = Kernel(kernel_shape(config), arrays, num_slots, last, threads, target)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.name}: {error}") from None
-        self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {NUMERICS}".encode()).hexdigest()
+        self._order = 0
+        if prior and checkpoint.prior is not None:
+            self._kernel.set_prior(checkpoint.prior.columns())
+            self._order = checkpoint.prior.order
+        numerics = f"{checkpoint.fingerprint_with(prior=prior)} {NUMERICS}"
+        self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
         self.state_bytes, self.weight_bytes = self._kernel.state_bytes, self._kernel.weight_bytes
         self.workspace_bytes = self._kernel.workspace_bytes
         self.isa, self.threads = self._kernel.target, self._kernel.threads
@@ -92,6 +102,8 @@ class NativeRuntime:
         facts: dict[str, object] = {
             "fingerprint": self.fingerprint, "position": position, "automaton_state": automaton_state,
         }  # fmt: skip
+        if self._order:
+            facts["recent"] = self._kernel.recent(slot)[: self._order]
         return states.pack(facts, [np.frombuffer(part, np.uint8) for part in (state, counts, seen)])
 
     def restore(self, slot: int, state: bytes) -> None:
@@ -109,7 +121,8 @@ class NativeRuntime:
             raise StateError(f"the state has {len(body)} bytes, this model's has {cuts[1] + self.vocab_size}")
         parts = body[: cuts[0]], body[cuts[0] : cuts[1]], body[cuts[1] :]
         states.check_sampler(np.frombuffer(parts[1], np.int32), np.frombuffer(parts[2], np.uint8), position)
-        self._kernel.restore(self._checked(slot), *parts, position, automaton_state)
+        recent = states.check_recent(facts.get("recent", []), self._order, position, self.vocab_size)
+        self._kernel.restore(self._checked(slot), *parts, position, automaton_state, recent)
 
     def _checked(self, slot: int) -> int:
         if not 0 <= slot < self.num_slots:

@@ -67,6 +67,24 @@ public:
         return results;
     }
 
+    void set_prior(const nb::dict& columns) {
+        Prior prior;
+        fill(columns, "gates", prior.gates);
+        fill(columns, "alphabet", prior.alphabet);
+        fill(columns, "keys", prior.keys);
+        fill(columns, "first", prior.first);
+        fill(columns, "count", prior.count);
+        fill(columns, "left", prior.left);
+        fill(columns, "letters", prior.letters);
+        fill(columns, "shares", prior.shares);
+        runtime_.set_prior(std::move(prior));
+    }
+
+    std::vector<int32_t> recent(int slot) const {
+        const Recent& recent = runtime_.recent(slot);
+        return {recent.tokens, recent.tokens + recent.count};
+    }
+
     nb::tuple export_slot(int slot) {
         const Sampler& sampler = runtime_.sampler(slot);
         return nb::make_tuple(bytes_of(runtime_.state(slot), runtime_.state_bytes()),
@@ -76,7 +94,7 @@ public:
     }
 
     void restore(int slot, const nb::bytes& state, const nb::bytes& counts, const nb::bytes& seen, int64_t position,
-                 int automaton_state) {
+                 int automaton_state, const std::vector<int32_t>& recent) {
         const size_t vocab = runtime_.model().vocab_size;
         if (int64_t(state.size()) != runtime_.state_bytes() || counts.size() != 4 * vocab || seen.size() != vocab)
             throw nb::value_error("the state's parts have other sizes than this model's");
@@ -87,12 +105,22 @@ public:
         const auto* flags = static_cast<const uint8_t*>(seen.data());
         sampler.seen.assign(flags, flags + vocab);
         sampler.automaton_state = automaton_state;
-        runtime_.write(slot, state.data(), position, std::move(sampler));
+        Recent last;
+        if (recent.size() > size_t(MAX_PRIOR_ORDER)) throw nb::value_error("a slot remembers fewer tokens");
+        for (auto token = recent.rbegin(); token != recent.rend(); ++token) last.push(*token);
+        runtime_.write(slot, state.data(), position, std::move(sampler), last);
     }
 
     Runtime runtime_;
 
 private:
+    template <class T>
+    static void fill(const nb::dict& columns, const char* name, std::vector<T>& column) {
+        using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+        const Array array = nb::cast<Array>(columns[name]);
+        column.assign(array.data(), array.data() + array.size());
+    }
+
     Job job_of(const nb::tuple& given, std::vector<Table>& alive) {
         Job job;
         job.slot = nb::cast<int32_t>(given[0]);
@@ -138,7 +166,9 @@ NB_MODULE(_kernel, m) {
         .def("run", &Kernel::run, "jobs"_a)
         .def("export", &Kernel::export_slot, "slot"_a)
         .def("restore", &Kernel::restore, "slot"_a, "state"_a, "counts"_a, "seen"_a, "position"_a,
-             "automaton_state"_a)
+             "automaton_state"_a, "recent"_a)
+        .def("recent", &Kernel::recent, "slot"_a)
+        .def("set_prior", &Kernel::set_prior, "columns"_a)
         .def("reset", [](Kernel& k, int slot) { k.runtime_.reset(slot); }, "slot"_a)
         .def("copy", [](Kernel& k, int source, int target) { k.runtime_.copy(source, target); }, "source"_a,
              "target"_a)

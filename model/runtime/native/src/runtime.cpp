@@ -228,6 +228,7 @@ void Runtime::reset(int32_t slot) {
         std::fill(peak, peak + padded, EMPTY_PEAK);
     }
     slots_[slot].position = 0;
+    slots_[slot].recent = {};
     slots_[slot].sampler = {std::vector<int32_t>(model_.vocab_size), std::vector<uint8_t>(model_.vocab_size), 0};
 }
 
@@ -237,19 +238,28 @@ void Runtime::copy(int32_t source, int32_t target) {
     slots_[target] = slots_[source];
 }
 
-void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler sampler) {
+void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler sampler, const Recent& recent) {
     std::memcpy(states_ + slot * slot_words_, state, slot_words_ * 4);
-    slots_[slot] = {position, std::move(sampler)};
+    slots_[slot] = {position, std::move(sampler), recent};
 }
 
-const float* Runtime::logits_row(int32_t row) const {
+void Runtime::set_prior(Prior prior) {
+    prior_ = std::move(prior);
+    weight_bytes_ += prior_.bytes();
+}
+
+float* Runtime::logits_row(int32_t row) const {
     return buffers_.logits + int64_t(row) * model_.vocab_blocks * LANES;
 }
 
-void Runtime::pass(const std::vector<Row>& rows, int32_t logit_rows) {
+// ``contexts``: what stands before what each row of logits predicts.
+void Runtime::pass(const std::vector<Row>& rows, const std::vector<Recent>& contexts) {
     pool_.run([&](int thread) {
         const Team team{thread, pool_.threads(), [](void* pool) { static_cast<Pool*>(pool)->barrier(); }, &pool_};
-        target_.forward(model_, rows.data(), int32_t(rows.size()), logit_rows, buffers_, team);
+        target_.forward(model_, rows.data(), int32_t(rows.size()), int32_t(contexts.size()), buffers_, team);
+        if (!prior_) return;
+        for (size_t i = thread; i < contexts.size(); i += pool_.threads())
+            prior_.mix(logits_row(int32_t(i)), model_.vocab_size, contexts[i], draw_scratch_[thread]);
     });
 }
 
@@ -311,12 +321,13 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
         int32_t row;
     };
     std::vector<Row> rows;
+    std::vector<Recent> contexts;
     std::vector<Want> wanted;
     std::vector<Live> drawn_in_pass;
     std::vector<size_t> going;
     auto flush = [&] {
         if (rows.empty()) return;
-        pass(rows, int32_t(wanted.size()));
+        pass(rows, contexts);
         for (const Want& want : wanted) {
             const Job& job = jobs[want.job];
             const float* logits = logits_row(want.row);
@@ -333,6 +344,7 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
             if (done[at.job].stopped == Stop::NONE && int32_t(done[at.job].drawn.size()) < jobs[at.job].draw.max_new)
                 going.push_back(at.job);
         rows.clear();
+        contexts.clear();
         wanted.clear();
         drawn_in_pass.clear();
     };
@@ -347,6 +359,8 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
             if (logits) wanted.push_back({j, i, row});
             rows.push_back({states_ + job.slot * slot_words_, slot.position, job.tokens[i], row});
             slot.position += 1;
+            slot.recent.push(job.tokens[i]);
+            if (logits) contexts.push_back(slot.recent);
             slot.sampler.seen[job.tokens[i]] = 1;
             if (last && job.draws) drawn_in_pass.push_back({j, row});
             if (int32_t(rows.size()) == MAX_ROWS) flush();
@@ -363,9 +377,12 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
             rows.push_back({states_ + jobs[j].slot * slot_words_, slot.position, done[j].drawn.back(), row});
             live.push_back({j, row});
             slot.position += 1;
+            slot.recent.push(done[j].drawn.back());
+            contexts.push_back(slot.recent);
         }
-        pass(rows, int32_t(rows.size()));
+        pass(rows, contexts);
         rows.clear();
+        contexts.clear();
         draw_all();
         std::erase_if(going, [&](size_t j) {
             return done[j].stopped != Stop::NONE || int32_t(done[j].drawn.size()) >= jobs[j].draw.max_new;

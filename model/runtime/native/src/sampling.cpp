@@ -34,16 +34,18 @@ D exp(D x) {
 
 double exp(double x) { return exp(D{} + x)[0]; }
 
-// log of a sum that is at least 1: Halley's iteration on exp.
-double log_of(double x) {
-    if (!std::isfinite(x)) return x;
-    const int64_t bits = std::bit_cast<int64_t>(x);
-    double y = double((bits >> 52) - 1023) * 0.6931471805599453;  // below by less than 0.7
+// log of positive numbers that are not denormal: Halley's iteration on exp.
+D log(D x) {
+    const L exponent = ((L)x >> 52) - 1023;
+    D y;
+    for (int i = 0; i < WIDE; ++i) y[i] = double(exponent[i]) * 0.6931471805599453;  // below by less than 0.7
     for (int i = 0; i < 4; ++i) {
-        const double e = exp(y);
+        const D e = exp(y);
         y = y + 2.0 * (x - e) / (x + e);
     }
-    return y;
+    // what is no number, infinite or 0 stays what it is, or becomes minus infinity
+    y = x > 0.0 ? y : x == 0.0 ? D{} - INFINITY : D{} + NAN;
+    return x < INFINITY ? y : x;
 }
 
 // exp((scores - largest) / temperature) in place.
@@ -98,6 +100,28 @@ void truncate(double* weights, int32_t count, const Params& params) {
 
 }  // namespace
 
+double log(double x) { return log(D{} + x)[0]; }
+
+void exp_all(double* x, int32_t count) {
+    for (int32_t i = 0; i < count; i += WIDE) {
+        D lanes{};
+        const int32_t here = std::min(count - i, WIDE);
+        for (int32_t j = 0; j < here; ++j) lanes[j] = x[i + j];
+        lanes = exp(lanes);
+        for (int32_t j = 0; j < here; ++j) x[i + j] = lanes[j];
+    }
+}
+
+void log_all(double* x, int32_t count) {
+    for (int32_t i = 0; i < count; i += WIDE) {
+        D lanes = D{} + 1.0;
+        const int32_t here = std::min(count - i, WIDE);
+        for (int32_t j = 0; j < here; ++j) lanes[j] = x[i + j];
+        lanes = log(lanes);
+        for (int32_t j = 0; j < here; ++j) x[i + j] = lanes[j];
+    }
+}
+
 void philox(uint32_t c[4], uint32_t k, uint32_t m) {
     for (int i = 0; i < 10; ++i) {
         const uint64_t left = uint64_t(0xD2511F53) * c[0], right = uint64_t(0xCD9E8D57) * c[2];
@@ -124,7 +148,7 @@ Normaliser normaliser(const float* logits, int32_t count) {
     }
     for (int width = WIDE / 2; width; width /= 2)
         for (int i = 0; i < width; ++i) total[i] = total[i] + total[i + width];
-    return {largest, log_of(total[0])};
+    return {largest, log(total[0])};
 }
 
 int32_t draw(const float* logits, int32_t count, const Params& params, const Sampler& sampler, const int32_t* allowed,

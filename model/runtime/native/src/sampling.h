@@ -21,6 +21,11 @@ struct Sampler {
     int32_t automaton_state = 0;
 };
 
+// Functions of our own, the same bits everywhere; ``log`` of what is positive and not denormal.
+double log(double x);
+void exp_all(double* x, int32_t count);
+void log_all(double* x, int32_t count);
+
 void philox(uint32_t counter[4], uint32_t k, uint32_t m);
 double uniform(uint64_t seed, uint32_t sample, uint64_t position);
 

@@ -1,0 +1,32 @@
+"""``aft prior``: count a text model's corpus into an n-gram prior beside its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def prior(
+    model: Annotated[str, typer.Argument(help="Name of the checkpoint.")],
+    corpus: Annotated[str | None, typer.Option(help="Corpus; default: the one that it was trained on.")] = None,
+    order: Annotated[int, typer.Option(min=1, max=8, help="Characters of the longest context.")] = 6,
+    least: Annotated[int, typer.Option(min=1, help="Occurrences from which on a long context is kept.")] = 3,
+    checkpoints: Annotated[Path, typer.Option(help="Folder of model folders.")] = Path("checkpoints"),
+) -> None:
+    """Count the training split, fit the gates on the validation split, store both beside the weights."""
+    from model.checkpoint import CheckpointError
+    from model.counting import add
+    from model.fetch import DataError
+
+    try:
+        found = add(checkpoints / model, corpus, order, least)
+    except (ValueError, DataError, CheckpointError) as error:
+        typer.echo(f"aft: {error}", err=True)
+        raise typer.Exit(1) from None
+    gates = ", ".join(f"{gate:.2f}" for gate in found.gates)
+    typer.echo(
+        f"{found.contexts:,} contexts, {found.bytes / 1e6:.1f} MB; gates by length: {gates}; validation split "
+        f"{found.without:.4f} -> {found.bits:.4f} bits per token"
+    )
