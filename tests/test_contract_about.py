@@ -58,6 +58,22 @@ def description(server: Process) -> dict[str, Any]:
     return found
 
 
+def test_examples_can_be_sent(server: Process, description: dict[str, Any]) -> None:
+    """What /docs fills in is answered as it stands, once it names a model that is served."""
+    sent = 0
+    for path, item in description["paths"].items():
+        for operation in item.values():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if body is None:
+                continue
+            image = "images" in path
+            example = {**body["example"], "model": "pics" if image else "tiny", **({"prompt": "red"} if image else {})}
+            assert set(body["example"]) <= set(body["schema"]["properties"])
+            assert server.http.post(path, json=example).status_code == 200, path
+            sent += 1
+    assert sent == 6
+
+
 def test_version(server: Process) -> None:
     """What runs, and for each model what advances it; the fingerprint of its answers."""
     answer = server.http.get("/version").json()

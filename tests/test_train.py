@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from model import curve, runs
+from model import curve, runs, weights
 from model.batches import Material
 from model.checkpoint import Checkpoint
 from model.recipe import Recipe
@@ -298,6 +298,25 @@ def test_another_corpus_beside(corpus: Path, tmp_path: Path) -> None:
     extra.write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match="is not UTF-8, and this run reads characters"):
         make_trainer(recipe, tmp_path / "other")
+
+
+def test_a_start_from_known_weights(corpus: Path, tmp_path: Path) -> None:
+    """A run begins where a checkpoint stands, and resumes from its own state; other shapes and folders are refused."""
+    first = make_recipe(corpus, steps=6)
+    runs.train(first, tmp_path / "first", tmp_path / "out", nothing)
+    known = weights.load(Checkpoint(tmp_path / "out"))
+    recipe = make_recipe(corpus, start=str(tmp_path / "out"), save_every=1, model={"dropout": 0.3})
+    trainer = make_trainer(recipe, tmp_path / "second")
+    for name, w in trainer.network.state_dict().items():
+        assert torch.equal(w, known.state_dict()[name])
+    trainer.step()
+    trainer.save()
+    resumed = make_trainer(recipe, tmp_path / "second")
+    assert_same(resumed, trainer)
+    with pytest.raises(ValueError, match=r"start: .* another shape"):
+        make_trainer(make_recipe(corpus, start=str(tmp_path / "out"), model={"dim": 64}), tmp_path / "x")
+    with pytest.raises(ValueError, match="start: nowhere: no readable config"):
+        make_trainer(make_recipe(corpus, start=str(tmp_path / "nowhere")), tmp_path / "x")
 
 
 def test_moving_average(corpus: Path, tmp_path: Path) -> None:

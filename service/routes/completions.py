@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from service.completion import Completion, at_once, make_generations
 from service.exchange import Exchange
+from service.openapi import json_body
 from service.schema.completions import CompletionRequest
 from service.schema.parse import parse, read_body
 from service.state import Service
@@ -17,8 +18,10 @@ router = APIRouter()
 SMALL_BYTES = 4096  # a body that is read in less time than a thread takes to begin
 
 
-@router.post("/v1/completions", openapi_extra={"requestBody": {"required": True, "content": {
-    "application/json": {"schema": CompletionRequest.model_json_schema()}}}})  # fmt: skip
+EXAMPLE = {"model": "shakespeare", "prompt": "KING HENRY. ", "max_tokens": 200, "temperature": 0.8, "seed": 1}
+
+
+@router.post("/v1/completions", openapi_extra=json_body(CompletionRequest, **EXAMPLE))
 async def completions(request: Request) -> Response:
     """Generate text, or score it."""
     service: Service = request.app.state.service

@@ -20,6 +20,7 @@ from model.sampling import SamplingParams
 from service import errors, sse
 from service.engine import Served
 from service.exchange import Exchange
+from service.openapi import json_body
 from service.request import Generation, Outcome
 from service.schema.form import Form, read_form
 from service.schema.images import ImageRequest, ScoreRequest, head, usage
@@ -38,8 +39,7 @@ def _form(fields: dict[str, Any], **files: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-@router.post("/generations", openapi_extra={"requestBody": {"required": True, "content": {
-    "application/json": {"schema": ImageRequest.model_json_schema()}}}})  # fmt: skip
+@router.post("/generations", openapi_extra=json_body(ImageRequest, model="emoji", prompt="Food & Drink", seed=1))
 async def generations(request: Request) -> Response:
     """Draw images."""
     service: Service = request.app.state.service

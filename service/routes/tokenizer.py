@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from model.tokenizer import Tokenizer
 from service import errors
 from service.engine import Served
+from service.openapi import json_body
 from service.schema.parse import Schema, parse, read_body
 from service.schema.tokenizer import (
     DetokenizeRequest,
@@ -31,16 +32,13 @@ router = APIRouter()
 BEGIN, END = "<|begin|>", "<|end|>"
 
 
-def _docs(body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+def _docs(body: type[BaseModel], answer: type[BaseModel], **example: Any) -> dict[str, Any]:
     """What /openapi.json says of a route."""
-    content = {"application/json": {"schema": body.model_json_schema()}}
-    return {
-        "responses": {200: {"model": answer}},
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
-    }
+    example = {"model": "shakespeare", **example}
+    return {"responses": {200: {"model": answer}}, "openapi_extra": json_body(body, **example)}
 
 
-@router.post("/v1/tokenize", **_docs(TokenizeRequest, Tokens))
+@router.post("/v1/tokenize", **_docs(TokenizeRequest, Tokens, prompt="To be"))
 async def tokenize(request: Request) -> Response:
     """The ids of a text, without the begin symbol that every sequence starts from."""
     body = await _body(request, TokenizeRequest)
@@ -49,7 +47,7 @@ async def tokenize(request: Request) -> Response:
     return await asyncio.to_thread(_encode, tokenizer, body.prompt, _limit(request))
 
 
-@router.post("/v1/detokenize", **_docs(DetokenizeRequest, Prompt))
+@router.post("/v1/detokenize", **_docs(DetokenizeRequest, Prompt, tokens=[1]))
 async def detokenize(request: Request) -> Response:
     """The text of ids. Bytes that are no valid UTF-8 become U+FFFD; the begin and the end symbol write nothing."""
     body = await _body(request, DetokenizeRequest)
@@ -57,7 +55,7 @@ async def detokenize(request: Request) -> Response:
     return await asyncio.to_thread(_decode, tokenizer, body.tokens, _limit(request))
 
 
-@router.post("/tokenize", **_docs(RootTokenizeRequest, RootTokens))
+@router.post("/tokenize", **_docs(RootTokenizeRequest, RootTokens, prompt="To be"))
 async def root_tokenize(request: Request) -> Response:
     """As /v1/tokenize, in vLLM's shape; ``model`` may be left out where one text model is served.
 
@@ -72,7 +70,7 @@ async def root_tokenize(request: Request) -> Response:
     return await asyncio.to_thread(_encode, tokenizer, body.prompt, _limit(request), **facts)
 
 
-@router.post("/detokenize", **_docs(RootDetokenizeRequest, Prompt))
+@router.post("/detokenize", **_docs(RootDetokenizeRequest, Prompt, tokens=[1]))
 async def root_detokenize(request: Request) -> Response:
     """As /v1/detokenize, in vLLM's shape; ``model`` may be left out where one text model is served."""
     body = await _body(request, RootDetokenizeRequest)
