@@ -88,11 +88,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="runs; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--runs", type=Path, default=Path("../runs/trials"), help="folder of resumable states")
+    parser.add_argument("--results", type=Path, default=HERE.parent / "results", help="folder of the rows")
     parser.add_argument("--table", action="store_true", help="print what is known and train nothing")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     path = arguments.trials if arguments.trials.exists() else HERE / arguments.trials
     content = tomllib.loads(path.read_text())
-    results = HERE.parent / "results" / f"trials-{path.stem}.json"
+    results = arguments.results / f"trials-{path.stem}.json"
     rows: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
     trials = content["trial"]
     if unknown := set(arguments.names) - set(trials):
