@@ -20,52 +20,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from trials.training import run
+
 HERE = Path(__file__).parent
-SCORED_CHARS = 100_000  # of the validation split
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The base with changes; tables merge by key."""
     both = {key: {**base[key], **value} for key, value in changes.items() if isinstance(value, dict) and key in base}
     return {**base, **changes, **both}
-
-
-def run(name: str, fields: dict[str, Any], runs: Path) -> dict[str, Any]:
-    """Train one run to its end and score it: a row."""
-    import torch
-
-    from model.machine import facts
-    from model.recipe import make
-    from model.runs import make_trainer
-    from trials.networks import NETWORKS
-
-    torch.set_num_threads(1)
-    build = NETWORKS[fields.pop("network", "aft")]
-    recipe = make(name, {**fields, "name": name})
-    trainer, codec = make_trainer(recipe, runs / name, build)
-    trainer.run(lambda row: print(f"{name}: {row['step']:.0f} {row['validation_bpc']:.3f}", flush=True))
-    return {
-        "parameters": trainer.network.num_parameters,
-        "trained_chars": int(trainer.rows[-1]["chars"]),
-        "minutes": round(trainer.seconds / 60, 1),
-        "train": trainer.rows[-1]["train_bpc"],
-        "validation": score(trainer.result, codec, recipe),
-        "scanned": sum(row["num_scanned"] for row in trainer.rows),
-        **facts(),
-    }
-
-
-def score(network: Any, codec: Any, recipe: Any) -> float:
-    """Bits each of the validation split: characters after half a window at least, or sub-pixels."""
-    from model import data, evaluate, images
-    from model.batches import encode, examples, prompts
-
-    network.eval()
-    if recipe.kind == "image":
-        held_out = images.load(recipe.corpus, recipe.size).subset(1)
-        return evaluate.per_dimension(network, *examples(held_out.images, prompts(held_out, codec)))
-    ids = encode(data.split(data.load(recipe.corpus)).validation, codec)[: SCORED_CHARS + recipe.length]
-    return float(evaluate.windows(network, ids, recipe.length, recipe.length, recipe.length // 2).mean())
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
