@@ -1,4 +1,4 @@
-"""From a recipe to a checkpoint: corpus -> split -> tokenizer -> windows -> trainer -> folder."""
+"""From a recipe to a checkpoint: corpus -> split -> tokenizer -> windows -> trainer -> folder; and to its prior."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from model import curve, data, images, pixels, weights
-from model.batches import Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
+from model import checkpoint, counting, curve, data, images, pixels, prior, weights
+from model.batches import Ids, Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
 from model.checkpoint import Checkpoint, CheckpointError, Codec
 from model.config import ModelConfig, Raster, preset
+from model.evaluate import by_depth
 from model.generate import draw_together
 from model.network import Network
 from model.pixels import PixelCodec
@@ -24,6 +26,7 @@ from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import Report, Trainer
 
 SAMPLE_ROWS = 4
+BEFORE = 10_000  # tokens that a stream reads before those that the gates are fitted on
 
 
 def choose_tokenizer(corpus: str | bytes, wanted: str) -> Tokenizer:
@@ -104,8 +107,7 @@ def make_trainer(
 def _begin_with(network: Network, folder: Path) -> None:
     """The weights of a checkpoint. ValueError where it is none, or of another shape."""
     try:
-        checkpoint = Checkpoint(folder)
-        known = weights.load(checkpoint)
+        known = weights.load(Checkpoint(folder))
     except CheckpointError as error:
         raise ValueError(f"start: {error}") from error
     fixed = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # of training, not of the shape
@@ -175,3 +177,38 @@ def fit_minutes(name: str, corpus: str, minutes: float, seed: int = 0) -> Recipe
     every = max(10, steps // 10)
     changes = {"steps": steps, "warmup_steps": min(100, steps // 10), "eval_every": every, "save_every": every}
     return recipe.model_copy(update=changes)
+
+
+class Counted(NamedTuple):
+    """What was made."""
+
+    contexts: int
+    bytes: int
+    gates: list[float]
+    without: float  # bits a token of the validation split, by the network alone
+    bits: float  # with the prior, whose gates were fitted there
+
+
+def count_prior(folder: Path, corpus: str | None, order: int, least: int) -> Counted:
+    """Count, fit, store. ValueError for a model without a known corpus, CheckpointError where the folder is none."""
+    source = Checkpoint(folder)
+    tokenizer = source.tokenizer
+    name = corpus or source.config.training.get("recipe", {}).get("corpus")
+    if not name:
+        raise ValueError("the checkpoint does not say what it was trained on: name a corpus with --corpus")
+    text = data.load(name)
+    if isinstance(tokenizer, Bytes) and isinstance(text, str):
+        text = text.encode()
+    parts = data.split(text)
+    train, held_out = encode(parts.train, tokenizer), encode(parts.validation, tokenizer)
+    if len(train) < 2 or len(held_out) < 2:
+        raise ValueError(f"{name} is too short to count and to fit the gates on")
+    before = train[-min(BEFORE, len(train)) :]
+    ids: Ids = np.concatenate([before, held_out])
+    bits = by_depth(open_runtime(source, 1, prior=False), ids, len(before), len(before))
+    fitted = counting.fit_gates(counting.count(train, order, least), bits, ids, len(before))
+    mixed = float(fitted.mixed_bits(bits, ids, len(before)).mean())
+    facts: dict[str, Any] = {"corpus": name, "order": order, "least": least, "discount": counting.DISCOUNT}
+    checkpoint.add_prior(folder, fitted, facts)
+    size = (folder / prior.FILE).stat().st_size
+    return Counted(int((fitted.keys > 0).sum()), size, fitted.gates.tolist(), float(bits.mean()), mixed)

@@ -17,11 +17,11 @@ def prior(
 ) -> None:
     """Count the training split, fit the gates on the validation split, store both beside the weights."""
     from model.checkpoint import CheckpointError
-    from model.counting import add
     from model.fetch import DataError
+    from model.runs import count_prior
 
     try:
-        found = add(checkpoints / model, corpus, order, least)
+        found = count_prior(checkpoints / model, corpus, order, least)
     except (ValueError, DataError, CheckpointError) as error:
         typer.echo(f"aft: {error}", err=True)
         raise typer.Exit(1) from None

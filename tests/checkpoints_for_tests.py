@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model import prior, weights
+from model import counting, weights
 from model.checkpoint import Checkpoint, Codec, add_prior
 from model.config import ModelConfig, Raster, preset
 from model.network import Network
@@ -79,7 +79,7 @@ def of_config(folder: Path, config: ModelConfig, change: Callable[[Network], obj
 def with_prior(folder: Path, order: int = 4) -> Path:
     """The checkpoint with n-grams of a random text of few bytes, and gates that are far from 0 and 1."""
     ids = np.random.default_rng(0).choice([*range(30), 65, 200], 3000).astype(np.int32)
-    counted = prior.count(ids, order, least=2)
+    counted = counting.count(ids, order, least=2)
     gates = np.linspace(0.3, 0.8, order + 1, dtype=np.float32)
     add_prior(folder, replace(counted, gates=gates), {"corpus": "none"})
     return folder

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 from typer.testing import CliRunner
 
-from model import prior
+from model import counting, prior
 from model.batches import encode
 from model.checkpoint import Checkpoint, CheckpointError
 from model.prior import Prior
@@ -35,7 +35,7 @@ IDS = encode(TEXT.encode(), Bytes())
 def counted(order: int = 3, least: int = 1, ids: Any = IDS) -> Prior:
     """A prior with gates that differ."""
     gates = np.linspace(0.1, 0.6, order + 1, dtype=np.float32)
-    return replace(prior.count(ids, order, least), gates=gates)
+    return replace(counting.count(ids, order, least), gates=gates)
 
 
 def kneser_ney(context: list[int], order: int, least: int) -> tuple[dict[int, float], int]:
@@ -51,10 +51,10 @@ def kneser_ney(context: list[int], order: int, least: int) -> tuple[dict[int, fl
             for gram in {tuple(ids[i - length - 1 : i + 1]) for i in range(length + 1, len(ids))}:
                 rows[gram[1:-1]][gram[-1]] += 1
         row = rows.get(tuple(context[len(context) - length :]))
-        if row is None or (length >= prior.PRUNED_FROM and row.total() < least):
+        if row is None or (length >= counting.PRUNED_FROM and row.total() < least):
             break
         longest, total = length, row.total()
-        discount = prior.DISCOUNT if length else 0.0
+        discount = counting.DISCOUNT if length else 0.0
         left = discount * len(row) / total
         q = {token: left * share + max(row[token] - discount, 0) / total for token, share in q.items()}
     return q, longest
@@ -114,7 +114,7 @@ def test_gates_are_the_likeliest() -> None:
     """No gate can be moved to fewer bits; contexts of a length that nobody meets do no harm."""
     made, held_out = counted(), encode(b"the bat sat on the rat, that cat is a mat. " * 12, Bytes())
     bits = np.random.default_rng(0).uniform(0, 4, len(held_out) - 1)
-    fitted = prior.fit_gates(made, bits, held_out, 1)
+    fitted = counting.fit_gates(made, bits, held_out, 1)
     best = fitted.mixed_bits(bits, held_out, 1).sum()
     assert best < bits.sum()
     for length in range(4):
@@ -131,7 +131,7 @@ def test_gates_are_the_likeliest() -> None:
 def test_texts_that_cannot_be_counted(arguments: tuple[Any, int, int], words: str) -> None:
     """Orders and alphabets that the format has no room for."""
     with pytest.raises(ValueError, match=words):
-        prior.count(*arguments)
+        counting.count(*arguments)
 
 
 def test_round_trip(tmp_path: Path) -> None:
