@@ -5,6 +5,7 @@
 
 Draws streams that never end, never restarted, at temperature 0.8, side by side in process. A loop has few distinct
 8-grams, noise has too many, and compresses badly; the test split of the corpus is measured the same way, beside them.
+What is quoted is the share of places at which 30 characters in a row stand in the training split, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import statistics
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model import data
 from model.automaton import stops
@@ -30,6 +34,7 @@ BLOCK = 10_000  # characters of a measurement
 GRAM = 8
 NEIGHBOURS = 10  # blocks whose mean stands for a position: one block's figure varies by a few per cent
 BURST = 1_000
+QUOTED = 30
 CORPUS = "shakespeare"
 
 
@@ -41,6 +46,16 @@ def distinct(text: str) -> int:
 def compressed(text: str) -> float:
     """Bits a character that xz needs for a block."""
     return len(lzma.compress(text.encode(), preset=9)) * 8 / len(text)
+
+
+def runs_of(text: str) -> NDArray[np.uint64]:
+    """A hash of each QUOTED characters in a row."""
+    letters = np.frombuffer(text.encode("latin-1", "replace"), np.uint8).astype(np.uint64)
+    count = max(0, len(letters) - QUOTED + 1)
+    hashes = np.zeros(count, np.uint64)
+    for i in range(QUOTED):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + letters[i : i + count]
+    return hashes
 
 
 def write(runtime: Runtime, tokenizer: Tokenizer, chars: int, seeds: int) -> list[str]:
@@ -108,8 +123,11 @@ def main() -> int:
     began = time.perf_counter()
     texts = write(runtime, checkpoint.tokenizer, arguments.chars, arguments.seeds)
     seconds = time.perf_counter() - began
-    test = data.split(data.load(CORPUS)).test
+    parts = data.split(data.load(CORPUS))
+    test = parts.test
     assert isinstance(test, str)
+    assert isinstance(parts.train, str)
+    known = np.unique(runs_of(parts.train))
     series = {str(seed): [float(distinct(block)) for block in blocks(text)] for seed, text in enumerate(texts)}
     early = statistics.fmean(around(values, BLOCK) for values in series.values())
     late = statistics.fmean(around(values, arguments.chars) for values in series.values())
@@ -124,6 +142,8 @@ def main() -> int:
         "ratio": late / early,
         "ratio_by_seed": [around(v, arguments.chars) / around(v, BLOCK) for v in series.values()],
         "distinct_of_the_plays": reference,
+        "quoted": statistics.fmean(float(np.isin(runs_of(text), known).mean()) for text in texts),
+        "quoted_of_the_plays": float(np.isin(runs_of(test), known).mean()),
         "xz_at_10_000": statistics.fmean(compressed(blocks(text)[1]) for text in texts),
         "xz_at_the_end": statistics.fmean(compressed(blocks(text)[-1]) for text in texts),
         "xz_of_the_plays": statistics.fmean(compressed(block) for block in blocks(test)),
