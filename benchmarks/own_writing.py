@@ -71,6 +71,8 @@ def write(runtime: Runtime, tokenizer: Tokenizer, chars: int, seeds: int) -> lis
             for slot in range(seeds)
         ]
         for slot, done in enumerate(runtime.run(jobs)):
+            if done.stopped is not None:
+                raise RuntimeError(f"the stream of seed {slot} ended: {done.stopped.value}")
             texts[slot] += decoders[slot].feed(done.drawn)
             last[slot] = done.drawn[-1:]
         print(f"\r{min(map(len, texts)):,}", end="", file=sys.stderr, flush=True)
@@ -118,6 +120,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if arguments.chars < (2 * NEIGHBOURS + 1) * BLOCK:
+        parser.error(f"--chars: at least {(2 * NEIGHBOURS + 1) * BLOCK}, or its two ends are the same blocks")
     checkpoint = Checkpoint(arguments.checkpoint)
     runtime = open_runtime(checkpoint, num_slots=arguments.seeds, threads=arguments.threads)
     began = time.perf_counter()

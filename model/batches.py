@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.images import ImageSet
 from model.pixels import PixelCodec, plain
-from model.tokenizer import Tokenizer
+from model.tokenizer import Bytes, Tokenizer
 
 Ids = NDArray[np.int32]
 Examples = tuple[Tensor, Tensor]  # inputs and targets (N, T) int64
@@ -42,7 +42,9 @@ class Material(NamedTuple):
 
 
 def encode(part: str | bytes, tokenizer: Tokenizer) -> Ids:
-    """The ids of one split."""
+    """The ids of one split. ValueError where a text is no UTF-8 and the tokenizer reads characters."""
+    if isinstance(part, bytes) and not isinstance(tokenizer, Bytes):
+        raise ValueError("the corpus is not UTF-8, and this model reads characters")
     if isinstance(part, bytes):  # byte ids are the bytes
         return np.frombuffer(part, np.uint8).astype(np.int32)
     # in pieces: a list of ids takes ten times the room of an array

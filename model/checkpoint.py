@@ -160,10 +160,11 @@ def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, trainin
 
 def add_prior(folder: Path, prior: Prior, facts: dict[str, Any]) -> None:
     """Put a prior into a checkpoint's folder, never half of one; ``facts`` join those of its training."""
+    priors.check(prior, priors.FILE)
     config = json.loads((folder / CONFIG).read_bytes())
     raw = prior.save()
     config["files"][priors.FILE] = hashlib.sha256(raw).hexdigest()
-    config["training"]["prior"] = facts
+    config.setdefault("training", {})["prior"] = facts
     _write(folder, config, {priors.FILE: raw})
 
 

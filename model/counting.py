@@ -75,6 +75,9 @@ def _nodes(ids: Ids, letters: NDArray[np.int64], length: int, order: int, least:
         _, once = np.unique(whole, return_index=True)
         places, windows = places[once], windows[once, 1:]
     hashes, following = hashes_of(windows), letters[places]
+    if not length:  # a token that only begins the text follows nothing, and is known all the same
+        once = np.setdiff1d(np.arange(int(letters.max()) + 1), following)
+        hashes, following = np.resize(hashes, len(hashes) + len(once)), np.concatenate([following, once])
     sort = np.lexsort((following, hashes))
     hashes, following = hashes[sort], following[sort]
     new_node = np.concatenate([[True], hashes[1:] != hashes[:-1]])

@@ -1,6 +1,6 @@
 """Sets of pictures: the emoji of two packages, CIFAR-10's binary batches, any folder.
 
-Fetched and checked as texts are (model/data.py). All variants of one picture (other gender, other style) fall on one
+Fetched and checked as texts are (model/fetch.py). All variants of one picture (other gender, other style) fall on one
 side of the split, or a held-out picture would have been seen.
 """
 

@@ -60,9 +60,9 @@ class PixelCodec:
     def spell(self, name: str) -> list[int]:
         """A name's ids, blanks before it; "" is all blank. ValueError for one that the model cannot read."""
         length, blank = self.raster.name_length, NUM_VALUES + self.num_conditions
-        letters = plain(name)
         if name and not length:
             raise ValueError("this model knows no names")
+        letters = plain(name)
         if name and not letters:
             raise ValueError("a name has letters or digits")
         if len(letters) > length:

@@ -160,11 +160,12 @@ def load(path: Path) -> Prior:
     for name in Prior.__slots__:
         if getattr(prior, name).dtype != kinds.get(name, np.uint16) or getattr(prior, name).ndim != 1:
             raise ValueError(f"{path.name}: {name} has another type or shape than a prior's")
-    _check(prior, path.name)
+    check(prior, path.name)
     return prior
 
 
-def _check(prior: Prior, name: str) -> None:
+def check(prior: Prior, name: str) -> None:
+    """ValueError for a prior whose table leads nowhere, or says two things of one context."""
     places, letters = len(prior.keys), len(prior.alphabet)
     if not 1 <= prior.order <= MAX_ORDER or not ((prior.gates >= 0) & (prior.gates < 1)).all():
         raise ValueError(f"{name}: gates are 2 to {MAX_ORDER + 1} numbers from 0 to below 1")
@@ -174,9 +175,16 @@ def _check(prior: Prior, name: str) -> None:
         raise ValueError(f"{name}: the table has no empty place, so that a search would not end")
     if len(prior.letters) != len(prior.shares) or not 1 <= letters <= 256:
         raise ValueError(f"{name}: entries or alphabet have impossible lengths")
-    ends = prior.first.astype(np.int64) + prior.count
-    if (ends[prior.keys > 0] > len(prior.letters)).any() or (prior.letters >= letters).any():
-        raise ValueError(f"{name}: an entry lies outside the table")
+    used = np.flatnonzero(prior.keys)
+    used = used[np.argsort(prior.first[used], kind="stable")]
+    first, count = prior.first[used].astype(np.int64), prior.count[used].astype(np.int64)
+    if not np.array_equal(first, np.cumsum(count) - count) or count.sum() != len(prior.letters):
+        raise ValueError(f"{name}: the contexts' entries do not stand one after the other")
+    if (prior.letters >= letters).any():
+        raise ValueError(f"{name}: an entry's letter lies outside the alphabet")
+    rising = np.diff(np.repeat(np.arange(len(used)), count) * 256 + prior.letters) > 0
+    if not rising.all():
+        raise ValueError(f"{name}: a context has a letter twice, or out of order")
     if prior.alphabet.min() < 0 or len(np.unique(prior.alphabet)) != letters:
         raise ValueError(f"{name}: the alphabet has a token twice, or none")
     empty = prior.find([])

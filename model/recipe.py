@@ -24,7 +24,7 @@ class Recipe(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[\w-][\w.-]{0,63}$")]  # the checkpoint's folder
     kind: Literal["text", "image"] = "text"
-    corpus: str  # a name from model/data.py or model/images.py, a file or a folder
+    corpus: str  # a name from model/corpora.py or model/images.py, a file or a folder
     extra: str = ""  # another corpus, of which windows are read beside the corpus's own; text only
     extra_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a step's windows
     extra_until: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of the steps; the last ones read the corpus alone

@@ -23,7 +23,7 @@ from model.pixels import PixelCodec
 from model.recipe import Recipe, fit
 from model.runtime.choice import open_runtime
 from model.tokenizer import Bytes, Tokenizer, train_characters
-from model.train import Report, Trainer
+from model.train import STATE, Report, Trainer
 
 SAMPLE_ROWS = 4
 BEFORE = 10_000  # tokens that a stream reads before those that the gates are fitted on
@@ -53,8 +53,6 @@ def _text(recipe: Recipe) -> tuple[Tokenizer, Material]:
     digest = hashlib.sha256(corpus if isinstance(corpus, bytes) else corpus.encode())
     if recipe.extra:
         extra = data.load(recipe.extra)
-        if isinstance(extra, bytes) and not isinstance(tokenizer, Bytes):
-            raise ValueError(f"{recipe.extra} is not UTF-8, and this run reads characters")
         digest.update(extra if isinstance(extra, bytes) else extra.encode())
         # it has no beginnings that a stream would have
         beside = Windows(encode(extra, tokenizer), recipe.length, tokenizer, 0.0, recipe.seed, recipe.carry)
@@ -94,27 +92,39 @@ def make_trainer(
         torch.distributed.init_process_group("nccl" if torch.cuda.device_count() >= world else "gloo")
     torch.manual_seed(recipe.seed)
     network = build(preset(recipe.preset, codec.vocab_size, **shape, **recipe.model))
-    length, longest = material.validation[0].shape[1] * recipe.carry, network.config.max_model_len
+    length, longest = recipe.length * recipe.carry, network.config.max_model_len
+    if recipe.kind == "image":
+        length = codec.raster.positions if isinstance(codec, PixelCodec) else length
     if longest is not None and length > longest:
         raise ValueError(f"length {length} is longer than the model, which ends at {longest}")
-    if recipe.start:
-        _begin_with(network, Path(recipe.start))
+    if recipe.start and not (folder / STATE).exists():
+        _begin_with(network, codec, Path(recipe.start))
     trainer = Trainer(network, material, recipe, folder)
     trainer.resume()
     return trainer, codec
 
 
-def _begin_with(network: Network, folder: Path) -> None:
-    """The weights of a checkpoint. ValueError where it is none, or of another shape."""
+def _begin_with(network: Network, codec: Codec, folder: Path) -> None:
+    """The weights of a checkpoint. ValueError where it is none, of another shape, or of another vocabulary."""
     try:
-        known = weights.load(Checkpoint(folder))
+        source = Checkpoint(folder)
+        known = weights.load(source)
     except CheckpointError as error:
         raise ValueError(f"start: {error}") from error
     fixed = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # of training, not of the shape
     shapes = [config.model_copy(update=fixed) for config in (known.config, network.config)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"start: {folder} holds a model of another shape than the recipe's")
+    if _ids(source.codec) != _ids(codec):
+        raise ValueError(f"start: {folder} holds a model whose ids mean something else than the recipe's")
     network.load_state_dict(known.state_dict())
+
+
+def _ids(codec: Codec) -> object:
+    """What a codec's ids mean."""
+    if isinstance(codec, PixelCodec):
+        return codec.labels, codec.styles, codec.alphabet
+    return codec.token_bytes
 
 
 def train(

@@ -65,7 +65,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere autocast costs time instead of saving it."""
     if device.type != "cpu":
         return True
-    able = torch.cpu.get_capabilities()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 

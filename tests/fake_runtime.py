@@ -40,6 +40,7 @@ class FakeRuntime:
     threads = 1
     weight_bytes = 1000
     workspace_bytes = 500
+    prior_bytes = 0
     state_bytes = 10
     fingerprint = "fake0123456789abcdef"
 

@@ -341,6 +341,7 @@ def test_names(server: Process, checkpoints: Path) -> None:
 
 def test_names_that_are_refused(server: Process) -> None:
     """By models that know none, and those that nobody can read; "" is any everywhere."""
+    assert_error(generate(server, name="\ufdfa" * 257), 400, INVALID, "invalid_value", "name", "at most 256")
     for model, name, word in (
         ("pics", "bob", "knows no names"),
         ("named", "abcdefg", "at most 6"),
@@ -523,7 +524,7 @@ def test_partial_images_come_before_the_image_is_complete(fake: tuple[Client, Fa
     *partial, (name, last) = named_events(received)
     assert [event for event, _ in partial] == ["image_generation.partial_image"] * len(partial)
     assert (name, last["error"]["code"]) == ("error", "internal_error")
-    assert client.metric("aft_requests_total", outcome="error") == 1
+    wait_until(lambda: client.metric("aft_requests_total", outcome="error") == 1)
     assert client.free("fake0")
 
 

@@ -95,6 +95,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(literature, "_package", fetch)
     monkeypatch.setenv("AFT_DATA", str(tmp_path))
+    small = corpora.CORPORA["older-english"]._replace(sha256=None)
+    monkeypatch.setitem(corpora.CORPORA, "older-english", small)
     monkeypatch.setitem(corpora.CORPORA, "shakespeare", corpora.Corpus(PLAY.encode, None, "a play"))
 
 

@@ -86,6 +86,14 @@ def test_the_vectorised_search_is_the_plain_one() -> None:
             assert longest[i - start] == length
 
 
+def test_a_letter_that_only_begins_the_text() -> None:
+    """It follows nothing, and still has a share: the empty context must know it, or the file cannot be loaded."""
+    made = counted(ids=encode(b"#" + TEXT.encode(), Bytes()))
+    prior.check(made, "made")
+    q, _ = made.next([])
+    assert 0 < q[made.alphabet.tolist().index(ord("#"))] < 0.1
+
+
 def test_mixed_logits_are_the_mixture() -> None:
     """(1 - g) softmax + g q, whatever the scale of the logits; what the prior does not know keeps its share."""
     made = counted()
@@ -111,17 +119,20 @@ def test_mixed_bits_are_those_of_the_mixed_logits() -> None:
 
 
 def test_gates_are_the_likeliest() -> None:
-    """No gate can be moved to fewer bits; contexts of a length that nobody meets do no harm."""
+    """Of a grid for each length that hundreds of places have, none is better by a hundredth of a per cent."""
     made, held_out = counted(), encode(b"the bat sat on the rat, that cat is a mat. " * 12, Bytes())
     bits = np.random.default_rng(0).uniform(0, 4, len(held_out) - 1)
     fitted = counting.fit_gates(made, bits, held_out, 1)
     best = fitted.mixed_bits(bits, held_out, 1).sum()
     assert best < bits.sum()
-    for length in range(4):
-        for step in (-0.1, 0.1):
+    lengths = np.bincount(fitted.targets(held_out, 1)[1])
+    often = np.flatnonzero(lengths > 100)
+    assert len(often)
+    for length in often:
+        for gate in np.linspace(0.01, 0.98, 98):
             gates = fitted.gates.copy()
-            gates[length] = np.clip(gates[length] + step, 0, 0.99)
-            assert replace(fitted, gates=gates).mixed_bits(bits, held_out, 1).sum() > 0.998 * best
+            gates[length] = gate
+            assert replace(fitted, gates=gates).mixed_bits(bits, held_out, 1).sum() > 0.9999 * best
 
 
 @pytest.mark.parametrize(
@@ -170,10 +181,16 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an odd table": (lambda c: c.update({n: c[n][:3] for n in ("keys", "first", "count", "left")}), "power of two"),
     "a full table": (full, "no empty place"),
     "entries": (lambda c: c.update(shares=c["shares"][:-1]), "impossible lengths"),
-    "far entries": (far, "outside the table"),
-    "a strange letter": (lambda c: c.update(letters=c["letters"] + np.uint8(200)), "outside the table"),
+    "far entries": (far, "one after the other"),
+    "shared entries": (lambda c: c["count"].__setitem__(np.flatnonzero(c["keys"])[0], 60_000), "one after the other"),
+    "an entry of nobody's": (
+        lambda c: c.update({n: np.append(c[n], c[n][-1:]) for n in ("letters", "shares")}),
+        "one after",
+    ),
+    "a strange letter": (lambda c: c.update(letters=c["letters"] + np.uint8(200)), "outside the alphabet"),
+    "letters out of order": (lambda c: c.update(letters=np.zeros_like(c["letters"])), "out of order"),
     "a letter twice": (lambda c: c.update(alphabet=np.zeros_like(c["alphabet"])), "token twice"),
-    "no empty context": (homeless, "the empty context"),
+    "no empty context": (homeless, "one after the other"),
 }
 
 

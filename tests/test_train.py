@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,7 +297,7 @@ def test_another_corpus_beside(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the corpus is another"):
         make_trainer(recipe, tmp_path / "run")
     extra.write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match="is not UTF-8, and this run reads characters"):
+    with pytest.raises(ValueError, match="is not UTF-8, and this model reads characters"):
         make_trainer(recipe, tmp_path / "other")
 
 
@@ -317,6 +318,12 @@ def test_a_start_from_known_weights(corpus: Path, tmp_path: Path) -> None:
         make_trainer(make_recipe(corpus, start=str(tmp_path / "out"), model={"dim": 64}), tmp_path / "x")
     with pytest.raises(ValueError, match="start: nowhere: no readable config"):
         make_trainer(make_recipe(corpus, start=str(tmp_path / "nowhere")), tmp_path / "x")
+    other = tmp_path / "other.txt"
+    other.write_text(corpus.read_text().replace("g", "\u00a3"))
+    with pytest.raises(ValueError, match="ids mean something else"):
+        make_trainer(make_recipe(other, start=str(tmp_path / "out")), tmp_path / "x")
+    shutil.rmtree(tmp_path / "out")
+    assert make_trainer(recipe, tmp_path / "second").steps_done == 1  # its own state has all
 
 
 def test_moving_average(corpus: Path, tmp_path: Path) -> None:

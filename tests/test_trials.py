@@ -102,7 +102,7 @@ dim = 33
     rows = json.loads((tmp_path / "trials-small.json").read_text())
     assert list(rows) == ["base", "wide", "transformer"]
     assert rows["wide"]["parameters"] > rows["base"]["parameters"]
-    assert rows["wide"]["changes"] == {"model": {"dim": 48}}
+    assert rows["wide"]["fields"]["model"] == {"dim": 48}
     for row in rows.values():
         assert (row["trained_chars"], row["scanned"]) == (3 * 8 * 32, 0)
         assert 0 < row["validation"] < 9

@@ -5,7 +5,8 @@
     ../.venv/bin/python -m trials text.toml base window-8      these
     ../.venv/bin/python -m trials text.toml --table            what is known so far, as Markdown
 
-A run that was interrupted goes on from its last saved step; one whose row stands in results/trials-text.json is done.
+A run that was interrupted goes on from its last saved step; one whose row stands in results/trials-text.json, made with
+the same fields, is done.
 Rows are scored on the validation split, with overlapping windows: choices are made there, not on the test split.
 """
 
@@ -61,24 +62,26 @@ def main() -> int:
     trials = content["trial"]
     if unknown := set(arguments.names) - set(trials):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(trials)}")
+    wanted = {name: merged(content["base"], changes) for name, changes in trials.items()}
+    # a row whose run is written otherwise by now says nothing of it
+    rows = {name: row for name, row in rows.items() if name in wanted and row["fields"] == wanted[name]}
     missing = [name for name in arguments.names or trials if name not in rows]
     failed = False
     if not arguments.table:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool:
-            waiting = {
-                pool.submit(run, name, merged(content["base"], trials[name]), arguments.runs / path.stem): name
-                for name in missing
-            }
+            waiting = {pool.submit(run, name, wanted[name], arguments.runs / path.stem): name for name in missing}
             for future in as_completed(waiting):
                 name = waiting[future]
                 if (error := future.exception()) is not None:
                     print(f"{name}: {type(error).__name__} {error}", file=sys.stderr, flush=True)
                     failed = True
                     continue
-                rows[name] = {"changes": trials[name], **future.result()}
+                rows[name] = {"fields": wanted[name], **future.result()}
                 rows = {key: rows[key] for key in trials if key in rows}  # in the table's order
-                results.write_text(json.dumps(rows, indent=1) + "\n")
+                partial = results.with_suffix(".partial")
+                partial.write_text(json.dumps(rows, indent=1) + "\n")
+                partial.replace(results)
     print(table(rows))
     return int(failed)
 

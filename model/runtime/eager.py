@@ -52,6 +52,7 @@ class EagerRuntime:
         self._samplers = [SlotSampler.empty(self.vocab_size) for _ in range(num_slots)]
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self._network.parameters())
         self.workspace_bytes = 0
+        self.prior_bytes = sum(c.nbytes for c in self._prior.columns().values()) if self._prior is not None else 0
         self.state_bytes = sum(t.numel() * t.element_size() for state in self._empty for t in state)
 
     def position(self, slot: int) -> int:

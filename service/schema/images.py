@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from service.schema.completions import Int64, Strict
 
+MAX_NAME = 256  # characters as they are written; a model's own limit counts those that are left of them
+
 
 class ImageRequest(Strict):
     """Fields of generations and of edits. Those that an image model of this size has no use for must be at their
@@ -16,7 +18,8 @@ class ImageRequest(Strict):
     model: str
     prompt: str  # a label; "" for any
     style: str | None = None
-    name: str | None = None  # what is drawn, in words, where the model knows names; "" for any
+    # what is drawn, in words, where the model knows names; "" for any
+    name: Annotated[str, Field(max_length=MAX_NAME)] | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: str | None = None
     seed: Int64 | None = None
@@ -49,7 +52,7 @@ class ScoreRequest(Strict):
     model: str
     prompt: str = ""
     style: str | None = None
-    name: str | None = None
+    name: Annotated[str, Field(max_length=MAX_NAME)] | None = None
     per_pixel: bool | None = None
     heatmap: bool | None = None
 

@@ -9,6 +9,7 @@ class Kernel:
     state_bytes: int
     weight_bytes: int
     workspace_bytes: int
+    prior_bytes: int
     target: str
     threads: int
     def __init__(

@@ -55,7 +55,7 @@ class NativeRuntime:
         numerics = f"{checkpoint.fingerprint_with(prior=prior)} {NUMERICS}"
         self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
         self.state_bytes, self.weight_bytes = self._kernel.state_bytes, self._kernel.weight_bytes
-        self.workspace_bytes = self._kernel.workspace_bytes
+        self.workspace_bytes, self.prior_bytes = self._kernel.workspace_bytes, self._kernel.prior_bytes
         self.isa, self.threads = self._kernel.target, self._kernel.threads
 
     def position(self, slot: int) -> int:

@@ -177,6 +177,7 @@ NB_MODULE(_kernel, m) {
              "slot"_a)
         .def_prop_ro("state_bytes", [](const Kernel& k) { return k.runtime_.state_bytes(); })
         .def_prop_ro("workspace_bytes", [](const Kernel& k) { return k.runtime_.workspace_bytes(); })
+        .def_prop_ro("prior_bytes", [](const Kernel& k) { return k.runtime_.prior_bytes(); })
         .def_prop_ro("weight_bytes", [](const Kernel& k) { return k.runtime_.weight_bytes(); })
         .def_prop_ro("target", [](const Kernel& k) { return std::string(k.runtime_.target()); })
         .def_prop_ro("threads", [](const Kernel& k) { return k.runtime_.threads(); });

@@ -245,7 +245,6 @@ void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler s
 
 void Runtime::set_prior(Prior prior) {
     prior_ = std::move(prior);
-    weight_bytes_ += prior_.bytes();
 }
 
 float* Runtime::logits_row(int32_t row) const {

@@ -75,6 +75,7 @@ public:
     const uint32_t* state(int32_t slot) const { return states_ + slot * slot_words_; }
     int64_t state_bytes() const { return slot_words_ * 4; }
     int64_t weight_bytes() const { return weight_bytes_; }
+    int64_t prior_bytes() const { return prior_.bytes(); }
     int64_t workspace_bytes() const { return workspace_bytes_; }
     int32_t num_slots() const { return int32_t(slots_.size()); }
     const char* target() const { return target_.name; }
