@@ -28,7 +28,7 @@ from model.batches import encode
 from model.bias import MAX_WINDOW_DECAY
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
-from model.network import Block, Network
+from model.network import Block, Network, TokenShift
 from model.runtime.base import Job, Runtime
 from model.runtime.eager import EagerRuntime
 from model.runtime.native.runtime import NativeRuntime
@@ -87,6 +87,7 @@ class Exact:
         width = 2 * config.dim // config.num_heads
         empty = torch.zeros(self.size + 1, self.heads, width, dtype=torch.float64)
         self.pasts = [Past(empty[1:], empty[0]) for _ in network.blocks]
+        self._last: dict[TokenShift, Tensor] = {}  # what each saw last
 
     def logprobs(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Consume tokens; log-probabilities of what follows each: (T, V)."""
@@ -105,6 +106,14 @@ class Exact:
     def _input(self, x: Tensor) -> Tensor:
         return bf16(x) if self.rounding.inputs else x
 
+    def _shifted(self, shift: TokenShift | None, x: Tensor) -> Tensor:
+        """Each position mixed with the one before, which may be the last of the call before: (T, D)."""
+        if shift is None:
+            return x
+        y: Tensor = shift(x[None], self._last.get(shift, torch.zeros_like(x[0]))[None])
+        self._last[shift] = x[-1]
+        return self._input(y[0])
+
     def _head(self, x: Tensor) -> Tensor:
         y: Tensor = self.network.head(self._input(self.network.norm(x)))
         return y
@@ -117,13 +126,13 @@ class Exact:
 
     def _block(self, layer: int, block: Block, x: Tensor) -> Tensor:
         aft, mlp = block.aft, block.mlp
-        z = self._input(block.norm_aft(x))
+        z = self._shifted(block.shift_aft, self._input(block.norm_aft(x)))
         if self.stretch:
             aft.k.weight.mul_(self.stretch / aft.k(z).abs().max())
         e, v = (part.unflatten(1, (self.heads, -1)) for part in (aft.k(z).exp(), aft.v(z)))
         y = self._mix(layer, block, torch.cat([e, e * v], 2))
         x = x + aft.o(self._input(aft.q(z).sigmoid() * y.flatten(1)))
-        hidden = mlp.up(self._input(block.norm_mlp(x)))
+        hidden = mlp.up(self._shifted(block.shift_mlp, self._input(block.norm_mlp(x))))
         hidden = F.relu(hidden).square() if mlp.squared_relu else F.gelu(hidden, approximate="tanh")
         after: Tensor = x + mlp.down(self._input(hidden))
         return after

@@ -32,13 +32,15 @@ class AFT(nn.Module):
         self.v = nn.Linear(config.dim, config.dim, bias=False)
         self.o = nn.Linear(config.dim, config.dim, bias=False)
         self.bias = make_bias(config)
+        self.shifts = 2 if config.token_shift else 0  # the block's, of which the layer's state keeps the inputs
         self._frozen: Coefficients | None = None
         self.num_scanned = 0  # sequences of the last call that the fast form handed to the exact scan
 
     def init_state(self, batch: int) -> State:
         """The state of ``batch`` sequences before their first position."""
         channels = self.v.out_features // self.heads
-        return init_state(batch, self.heads, channels, self.key_channels, self.bias.window, self.v.weight.device)
+        device = self.v.weight.device
+        return init_state(batch, self.heads, channels, self.key_channels, self.bias.window, device, self.shifts)
 
     def freeze(self) -> None:
         """Compute once what a step needs of the bias; the parameters must not change afterwards."""

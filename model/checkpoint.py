@@ -137,7 +137,9 @@ class Checkpoint:
         """The fingerprint of the whole model, or of the network without its prior."""
         model = self.config.model
         # a field that came later and is not used leaves the fingerprint as it was: states stay valid
-        unused = {"raster": {"name_length"}} if model.raster is not None and not model.raster.name_length else None
+        unused: dict[str, Any] = {"token_shift": not model.token_shift}
+        if model.raster is not None and not model.raster.name_length:
+            unused["raster"] = {"name_length"}
         digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())
         for name in sorted(set(self.config.files) - (set() if prior else {priors.FILE})):
             digest.update(self.config.files[name].encode())

@@ -63,6 +63,7 @@ class ModelConfig(BaseModel):
     decay: bool = False  # subtract lambda[head] (t - t') from the bias, everywhere
     min_half_life: Annotated[float, Field(gt=0)] = 4.0  # positions; the fastest head at the start of training
     max_half_life: Annotated[float, Field(gt=0)] = 512.0  # positions; the slowest head at the start of training
+    token_shift: bool = False  # layers and MLPs read a learned mixture, by channel, of a position and the one before
     mlp_ratio: PositiveInt = 4
     activation: Activation = "squared_relu"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -124,7 +125,9 @@ class ModelConfig(BaseModel):
 # name -> the fields beside vocab_size
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"dim": 32, "num_layers": 2, "num_heads": 4, "window": 8, "decay": True, "max_half_life": 64.0},
-    "shipped": {"dim": 256, "num_layers": 6, "num_heads": 8, "window": 16, "decay": True, "dropout": 0.1},
+    "shipped": {
+        "dim": 256, "num_layers": 6, "num_heads": 8, "window": 16, "decay": True, "token_shift": True, "dropout": 0.1,
+    },
     "emoji": {
         "dim": 256, "num_layers": 6, "num_heads": 8, "window": 192, "decay": True,
         "min_half_life": 6.0, "max_half_life": 1000.0, "dropout": 0.1,

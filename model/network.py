@@ -13,6 +13,25 @@ from model.config import ModelConfig, Raster
 from model.recurrent import State
 
 
+class Dropout(nn.Module):
+    """As nn.Dropout, with a rate in steps of 1/256: eight decisions from one draw of 64 bits.
+
+    On a CPU random bits come from one thread; nn.Dropout draws anew for every element and takes a tenth of a step.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.dropped = min(255, round(256 * rate))  # of the 256 values of a byte
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape -> the same."""
+        if not self.training or self.dropped == 0:
+            return x
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = (draws.view(torch.uint8)[: x.numel()] >= self.dropped).view(x.shape)
+        return torch.where(keep, x * (256 / (256 - self.dropped)), 0.0)
+
+
 class MLP(nn.Module):
     """Two layers, position by position."""
 
@@ -29,8 +48,27 @@ class MLP(nn.Module):
         return y
 
 
+class TokenShift(nn.Module):
+    """y_t = share x_t + (1 - share) x_(t-1), by channel; before the first position stands 0.
+
+    From RWKV (Peng et al. 2023, arXiv 2305.13048, section 3.1), with one share for q, k and v.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.full((config.dim,), 0.5))
+
+    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        """x (B, T, D), the x before it (B, D) where it is not the first -> y (B, T, D)."""
+        if before is None:
+            shifted = F.pad(x, (0, 0, 1, 0))[:, :-1]
+        else:
+            shifted = torch.cat([before[:, None].to(x.dtype), x[:, :-1]], 1)
+        return torch.lerp(shifted, x, self.share.to(x.dtype))
+
+
 class Block(nn.Module):
-    """Two additions: x + aft(norm(x)), then x + mlp(norm(x))."""
+    """Two additions: x + aft(norm(x)), then x + mlp(norm(x)); with a token shift after each norm where asked for."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -38,13 +76,28 @@ class Block(nn.Module):
         self.aft = AFT(config)
         self.norm_mlp = nn.LayerNorm(config.dim)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.shift_aft = TokenShift(config) if config.token_shift else None
+        self.shift_mlp = TokenShift(config) if config.token_shift else None
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """x (B, T, D), state -> the same after the block."""
-        y, state = self.aft(self.norm_aft(x), state)
+        before = None if state is None else state.shifted
+        normed = self.norm_aft(x)
+        y, state = self.aft(self._shifted(self.shift_aft, normed, before, 0), state)
         x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+        last, normed = normed[:, -1], self.norm_mlp(x)
+        x = x + self.dropout(self.mlp(self._shifted(self.shift_mlp, normed, before, 1)))
+        if state is not None and self.shift_aft is not None:
+            state = state._replace(shifted=torch.stack([last, normed[:, -1]], 1).float())
+        return x, state
+
+    @staticmethod
+    def _shifted(shift: TokenShift | None, x: Tensor, before: Tensor | None, number: int) -> Tensor:
+        if shift is None:
+            return x
+        y: Tensor = shift(x, None if before is None else before[:, number])
+        return y
 
 
 class RasterEmbedding(nn.Module):
@@ -78,7 +131,7 @@ class Network(nn.Module):
             self.embed = nn.Embedding(config.vocab_size, config.dim)
         else:
             self.embed = RasterEmbedding(config, config.raster)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)

@@ -217,4 +217,5 @@ def _final_state(
     split = [key_channels, x.shape[-1] - key_channels]
     ring_e, ring_ev = window.split(split, -1)
     den, num = sums.split(split, -1)
-    return State(position, peak, frame, ring_e, ring_ev, den, num)
+    shifted = k.new_zeros(batch, 0, k.shape[2] * split[1]) if state is None else state.shifted
+    return State(position, peak, frame, ring_e, ring_ev, den, num, shifted)

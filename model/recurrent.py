@@ -31,10 +31,11 @@ class State(NamedTuple):
     ring_ev: Tensor  # (B, H, s, C) the same times v
     den: Tensor  # (B, H, K) sum of exp(k) of the keys that left, decayed
     num: Tensor  # (B, H, C) the same times v
+    shifted: Tensor  # (B, 2, D) what the token shifts of the layer and of its MLP saw last; (B, 0, D) without
 
 
 def init_state(
-    batch: int, num_heads: int, channels: int, key_channels: int, window: int, device: torch.device
+    batch: int, num_heads: int, channels: int, key_channels: int, window: int, device: torch.device, shifts: int = 0
 ) -> State:
     """The state before the first position."""
 
@@ -49,6 +50,7 @@ def init_state(
         ring_ev=zeros(window, channels),
         den=zeros(key_channels),
         num=zeros(channels),
+        shifted=torch.zeros(batch, shifts, num_heads * channels, device=device),
     )
 
 
@@ -93,7 +95,7 @@ def step(k: Tensor, v: Tensor, state: State, c: Coefficients) -> tuple[Tensor, S
     num = state.num * scale * c.shrink + ring_ev[:, :, 0] * c.leave
     ring_e, ring_ev = ring_e[:, :, 1:], ring_ev[:, :, 1:]
     y = (num + (ring_ev * c.window).sum(2)) / (den + (ring_e * c.window).sum(2))
-    return y, State(state.position + 1, peak, frame, ring_e, ring_ev, den, num)
+    return y, State(state.position + 1, peak, frame, ring_e, ring_ev, den, num, state.shifted)
 
 
 def scan(k: Tensor, v: Tensor, bias: Bias, state: State) -> tuple[Tensor, State]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from model import checkpoint, counting, curve, data, images, pixels, prior, weights
 from model.batches import Ids, Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
@@ -105,19 +106,29 @@ def make_trainer(
 
 
 def _begin_with(network: Network, codec: Codec, folder: Path) -> None:
-    """The weights of a checkpoint. ValueError where it is none, of another shape, or of another vocabulary."""
+    """The weights of a checkpoint. ValueError where it is none, of another shape, or of another vocabulary.
+
+    A network with token shifts may begin with one that has none: at a share of 1 they pass everything on.
+    """
     try:
         source = Checkpoint(folder)
         known = weights.load(source)
     except CheckpointError as error:
         raise ValueError(f"start: {error}") from error
-    fixed = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # of training, not of the shape
+    fixed: dict[str, Any] = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # not of the shape
+    gains_shift = network.config.token_shift and not known.config.token_shift
+    if gains_shift:
+        fixed["token_shift"] = True
     shapes = [config.model_copy(update=fixed) for config in (known.config, network.config)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"start: {folder} holds a model of another shape than the recipe's")
     if _ids(source.codec) != _ids(codec):
         raise ValueError(f"start: {folder} holds a model whose ids mean something else than the recipe's")
-    network.load_state_dict(known.state_dict())
+    network.load_state_dict(known.state_dict(), strict=not gains_shift)
+    if gains_shift:
+        for name, parameter in network.named_parameters():
+            if name.endswith(".share"):
+                nn.init.ones_(parameter)
 
 
 def _ids(codec: Codec) -> object:

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from model import curve
 from model.batches import Material
+from model.muon import Muon
 from model.network import Network
 from model.recipe import Recipe
 from model.recurrent import State
@@ -44,7 +45,9 @@ def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.95))]
     if recipe.optimizer == "muon":
         rate, decay = recipe.muon_rate, recipe.weight_decay
-        made.append(torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=decay, momentum=0.95))
+        dtype = torch.bfloat16 if has_bf16(next(network.parameters()).device) else torch.float32
+        given = list(matrices.values())
+        made.append(Muon(given, dtype=dtype, lr=rate, weight_decay=decay, momentum=0.95))
     for optimizer in made:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -32,6 +32,8 @@ def random_network(config: ModelConfig, seed: int = 0, scale: float = 8.0) -> Ne
                     continue
                 if ".bias." in name:
                     parameter.copy_(torch.randn_like(parameter))
+                elif name.endswith(".share"):
+                    parameter.uniform_(-0.5, 1.5)
                 elif parameter.ndim == 2:
                     parameter.mul_(scale)
     return network.eval()

@@ -24,7 +24,7 @@ from model.runtime.native.runtime import kernel_shape
 ROOT = Path(__file__).parents[1]
 SRC = Path("model/runtime/native/src")
 DRIVER = Path("tests/native_driver.cpp")
-PARTS = ("forward", "matmul")  # compiled once for each instruction set
+PARTS = ("forward", "probability", "matmul")  # compiled once for each instruction set
 OTHERS = (*(SRC / f"{name}.cpp" for name in ("runtime", "targets", "sampling", "prior", "pool")), DRIVER)
 POSITIONS = 1_000
 
@@ -107,7 +107,7 @@ def dump(checkpoint: Checkpoint, path: Path) -> None:
     """The model and the text, as the driver reads them."""
     config = checkpoint.config.model
     arrays = weights.bands(weights.read(checkpoint), config)
-    parts = [struct.pack("<12i", *kernel_shape(config).values()), struct.pack("<i", len(arrays))]
+    parts = [struct.pack("<13i", *kernel_shape(config).values()), struct.pack("<i", len(arrays))]
     for name, array in arrays.items():
         head = struct.pack("<i", len(name)) + name.encode()
         shape = struct.pack(f"<ii{array.ndim}q", array.dtype == np.float32, array.ndim, *array.shape)

@@ -32,6 +32,8 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "absolute full factorised": ("full-factorised", {"dim": 20, "mlp_ratio": 3}),
     "relative": ("relative", {"dim": 20, "window": 1}),
     "relative decay": ("relative-decay", {"dim": 64, "window": 16}),  # as the shipped model: heads of 32 channels
+    "shift": ("relative-shift", {"dim": 64, "window": 16}),
+    "shift raster": ("raster-decay", {"dim": 20, "token_shift": True}),
     "relative one": ("relative-one", {"dim": 48, "num_heads": 3, "tied_head": True}),
     "conv": ("conv", {"dim": 64}),
     "conv decay": ("conv-decay", {"dim": 6, "activation": "gelu"}),

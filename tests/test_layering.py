@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(ROOT) for folder in ("model", "service") for pat
 WITH_TORCH = {
     f"model/{name}.py"
     for name in (
-        "aft", "bias", "recurrent", "parallel", "network", "weights", "batches", "train", "runs", "evaluate",
+        "aft", "bias", "recurrent", "parallel", "network", "weights", "batches", "muon", "train", "runs", "evaluate",
         "runtime/eager",
     )
 }  # fmt: skip

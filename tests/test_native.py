@@ -359,6 +359,8 @@ def logits64(network: Network, tokens: list[int], *, as_kernel: bool, stretch: f
     for block in network._blocks:
         aft, mlp = block.aft, block.mlp
         z = rounded(block.norm_aft(x))
+        if block.shift_aft is not None:
+            z = rounded(block.shift_aft(z))
         if stretch:
             aft.k.weight.mul_(stretch / aft.k(z).abs().max())
         k, v = (part.unflatten(2, (config.num_heads, -1)) for part in (aft.k(z), aft.v(z)))
@@ -368,7 +370,10 @@ def logits64(network: Network, tokens: list[int], *, as_kernel: bool, stretch: f
             e, ev = bf16(e), bf16(ev)
         num, den = (torch.einsum("hts,bshc->bthc", weights_of_pairs, part) for part in (ev, e))
         x = x + aft.o(rounded(aft.q(z).sigmoid() * (num / den).flatten(2)))
-        hidden = mlp.up(rounded(block.norm_mlp(x)))
+        z = rounded(block.norm_mlp(x))
+        if block.shift_mlp is not None:
+            z = rounded(block.shift_mlp(z))
+        hidden = mlp.up(z)
         gelu = F.gelu(hidden, approximate="tanh")
         x = x + mlp.down(rounded(F.relu(hidden).square() if mlp.squared_relu else gelu))
     return network.head(rounded(network.norm(x)))[0].numpy()

@@ -25,6 +25,9 @@ def make_network(name: str, **changes: object) -> Network:
         for parameter in block.parameters():
             if parameter.ndim == 2 and not any(parameter is p for p in block.aft.bias.parameters()):
                 parameter.data = torch.randn_like(parameter) / math.sqrt(parameter.shape[1])
+        for shift in (block.shift_aft, block.shift_mlp):
+            if shift is not None:
+                shift.share.data.uniform_(-0.5, 1.5)
     for parameter in network.embed.parameters():
         parameter.data.normal_()
     network.head.weight.data.normal_()
@@ -56,12 +59,23 @@ def plain(network: Network, tokens: torch.Tensor) -> torch.Tensor:
         x = weight(network.embed.value)[tokens]
         for name, place in places.items():
             x = x + weight(network.embed.get_submodule(name))[place]
+
+    def shifted(shift: torch.nn.Module | None, x: torch.Tensor) -> torch.Tensor:
+        if shift is None:
+            return x
+        share = shift.get_parameter("share").detach().double()
+        before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        return share * x + (1 - share) * before
+
     for block in network.blocks:
-        h, aft = norm(block.norm_aft, x), block.aft
+        h, aft = shifted(block.shift_aft, norm(block.norm_aft, x)), block.aft
         k, v = ((h @ weight(p).T).unflatten(2, (config.num_heads, -1)) for p in (aft.k, aft.v))
         mixed = oracle(k, v, aft.bias).flatten(2)
         x = x + ((h @ weight(aft.q).T).sigmoid() * mixed) @ weight(aft.o).T
-        hidden = norm(block.norm_mlp, x) @ weight(block.mlp.up).T + block.mlp.up.bias.detach().double()
+        hidden = (
+            shifted(block.shift_mlp, norm(block.norm_mlp, x)) @ weight(block.mlp.up).T
+            + block.mlp.up.bias.detach().double()
+        )
         # GELU in the form that needs no error function (Hendrycks and Gimpel 2016, section 2)
         bent = (math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)).tanh()
         squared = config.activation == "squared_relu"

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from model import curve, runs, weights
 from model.batches import Material
 from model.checkpoint import Checkpoint
+from model.muon import Muon, orthogonal
 from model.recipe import Recipe
 from model.train import Trainer
 
@@ -322,6 +324,13 @@ def test_a_start_from_known_weights(corpus: Path, tmp_path: Path) -> None:
     other.write_text(corpus.read_text().replace("g", "\u00a3"))
     with pytest.raises(ValueError, match="ids mean something else"):
         make_trainer(make_recipe(other, start=str(tmp_path / "out")), tmp_path / "x")
+    shifting = make_recipe(corpus, start=str(tmp_path / "out"), model={"token_shift": True})
+    gained = make_trainer(shifting, tmp_path / "third").network.eval()
+    tokens = torch.randint(0, known.config.vocab_size, (2, 30))
+    torch.testing.assert_close(gained(tokens)[0], known(tokens)[0])  # a share of 1 passes everything on
+    runs.train(shifting, tmp_path / "third", tmp_path / "shifting", nothing)
+    with pytest.raises(ValueError, match=r"start: .* another shape"):
+        make_trainer(make_recipe(corpus, start=str(tmp_path / "shifting")), tmp_path / "x")
     shutil.rmtree(tmp_path / "out")
     assert make_trainer(recipe, tmp_path / "second").steps_done == 1  # its own state has all
 
@@ -485,3 +494,28 @@ def test_fit_minutes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = runs.fit_minutes("mine", str(corpus), minutes=10, seed=3)
     assert recipe.steps == int(600 * 0.875 / 2)
     assert (recipe.seed, recipe.eval_every, recipe.save_every, recipe.warmup_steps) == (3, 26, 26, 26)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_muon_is_torchs(shape: tuple[int, int]) -> None:
+    """In bf16 to the bit; in float32 near it, where singular values are what the iteration makes of them."""
+    generator = torch.Generator().manual_seed(0)
+    first, gradients = torch.randn(shape, generator=generator), torch.randn(3, *shape, generator=generator)
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    theirs, ours, exact = (nn.Parameter(first.clone()) for _ in range(3))
+    made = [
+        torch.optim.Muon([theirs], **options),
+        Muon([ours], dtype=torch.bfloat16, **options),
+        Muon([exact], dtype=torch.float32, **options),
+    ]
+    for gradient in gradients:
+        for parameter, optimizer in zip((theirs, ours, exact), made, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(exact, theirs, rtol=0, atol=0.01)
+    assert not torch.equal(exact, theirs)
+    singular = torch.linalg.svdvals(orthogonal(gradients[0], (3.4445, -4.7750, 2.0315), 5, 1e-7))
+    assert 0.5 < singular.min() <= singular.max() < 1.5
+    with pytest.raises(ValueError, match="no closure"):
+        made[1].step(lambda: 0.0)

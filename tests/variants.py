@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "local-factorised": {"bias": "absolute", "window": WINDOW, "bias_rank": 3, "max_model_len": MAX_LEN},
     "relative": {"bias": "relative", "window": WINDOW, "num_heads": 2, "max_model_len": 100_000},
     "relative-decay": {"bias": "relative", "window": WINDOW, "num_heads": 2, "decay": True},
+    "relative-shift": {"bias": "relative", "window": WINDOW, "num_heads": 2, "decay": True, "token_shift": True},
     "relative-one": {"bias": "relative", "window": 1, "num_heads": 2, "decay": True},
     "conv": {"bias": "conv", "window": WINDOW, "num_heads": 2, "max_model_len": 100_000},
     "conv-decay": {"bias": "conv", "window": WINDOW, "num_heads": 2, "decay": True},

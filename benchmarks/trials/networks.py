@@ -124,7 +124,7 @@ class Convolved(Shifted):
         return self.mixed(y, y, y)
 
 
-class TokenShift(Network):
+class ShiftQKV(Network):
     """The shipped network with a token shift before q, k and v."""
 
     layer: type[AFT] = Shifted
@@ -136,13 +136,13 @@ class TokenShift(Network):
         self.apply(self._init)
 
 
-class TokenShiftOne(TokenShift):
+class ShiftLayer(ShiftQKV):
     """The shipped network with one token shift for q, k and v."""
 
     layer = ShiftedAtOnce
 
 
-class TokenShiftMLP(TokenShift):
+class ShiftQKVAndMLP(ShiftQKV):
     """The shipped network with a token shift before q, k and v, and before the MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -152,7 +152,7 @@ class TokenShiftMLP(TokenShift):
         self.apply(self._init)
 
 
-class ShortConv(TokenShift):
+class ShortConv(ShiftQKV):
     """The shipped network with a short convolution before q, k and v."""
 
     layer = Convolved
@@ -161,8 +161,8 @@ class ShortConv(TokenShift):
 NETWORKS: dict[str, type[Network]] = {
     "aft": Network,
     "transformer": Transformer,
-    "token_shift": TokenShift,
-    "token_shift_one": TokenShiftOne,
-    "token_shift_mlp": TokenShiftMLP,
+    "shift_qkv": ShiftQKV,
+    "shift_layer": ShiftLayer,
+    "shift_qkv_and_mlp": ShiftQKVAndMLP,
     "short_conv": ShortConv,
 }

@@ -151,6 +151,7 @@ def kernel_shape(config: ModelConfig) -> dict[str, int]:
         "raster_width": raster.width if raster else 0,
         "raster_channels": raster.channels if raster else 0,
         "raster_first": raster.name_length if raster else 0,
+        "token_shift": int(config.token_shift),
     }
 
 

@@ -58,6 +58,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         **{f"aft.{name}.weight": (dim, dim) for name in "qvo"},
         **{f"norm_{part}.{name}": (dim,) for part in ("aft", "mlp") for name in ("weight", "bias")},
         **{f"aft.bias.{name}": shape for name, shape in _bias_shapes(config).items()},
+        **{f"shift_{part}.share": (dim,) for part in ("aft", "mlp") if config.token_shift},
     }  # fmt: skip
     for layer in range(config.num_layers):
         shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}

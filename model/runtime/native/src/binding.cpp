@@ -46,7 +46,8 @@ public:
                   auto get = [&](const char* name) { return nb::cast<int32_t>(shape[name]); };
                   return Shape{get("dim"), get("hidden"), get("vocab_size"), get("num_layers"), get("num_heads"),
                                get("window"), get("places"), get("activation"), get("raster_height"),
-                               get("raster_width"), get("raster_channels"), get("raster_first")};
+                               get("raster_width"), get("raster_channels"), get("raster_first"),
+                               get("token_shift")};
               }(),
               tensors_of(arrays), num_slots, max_position, threads, target) {}
 

@@ -141,8 +141,8 @@ template <int N, bool BY_BLOCK>
 void mix_row(const Model& m, int32_t l, const Row& row, int32_t block, int32_t first, const float* q, const float* k,
              const float* v, float* mixed) {
     const Layer& layer = m.layers[l];
-    uint32_t* base = row.state + l * layer_words(m);
-    float* sums = reinterpret_cast<float*>(base + int64_t(m.dim_blocks) * LANES * m.window);
+    uint32_t* base = layer_state(m, row.state, l);
+    float* sums = layer_sums(m, row.state, l);
     const int64_t padded = int64_t(m.dim_blocks) * LANES;
     BlockState at[N];
     for (int n = 0; n < N; ++n) {
@@ -207,6 +207,36 @@ void add_rows(float* x, int64_t padded, Span own, int32_t rows, const float* y, 
         }
 }
 
+// Each row mixed with what stood before it: the row above, or what the state kept (its half of a word).
+void shift_rows(const Model& m, int32_t l, const Row* rows, int32_t count, const float* share, F (*half)(U),
+                const float* normed, float* shifted) {
+    const int64_t padded = int64_t(m.dim_blocks) * LANES;
+    for (int32_t r = 0; r < count; ++r) {
+        const bool first = r == 0 || rows[r - 1].state != rows[r].state;
+        const uint32_t* kept = layer_shifted(m, rows[r].state, l);
+        for (int64_t c = 0; c < padded; c += LANES) {
+            const F x = load(normed + r * padded + c);
+            const F before = first ? half(load(kept + c)) : load(normed + (r - 1) * padded + c);
+            store(shifted + r * padded + c, rounded_input(before + load(share + c) * (x - before)));
+        }
+    }
+}
+
+// Keep the last row of each stream for its next one, for a thread's own blocks: one half of each word.
+void keep_rows(const Model& m, int32_t l, const Row* rows, int32_t count, Span own, bool upper_half,
+               const float* normed) {
+    const int64_t padded = int64_t(m.dim_blocks) * LANES;
+    for (int32_t r = 0; r < count; ++r) {
+        if (r + 1 < count && rows[r + 1].state == rows[r].state) continue;
+        uint32_t* kept = layer_shifted(m, rows[r].state, l);
+        for (int64_t c = int64_t(own.first) * LANES; c < int64_t(own.last) * LANES; c += LANES) {
+            const F x = load(normed + r * padded + c);
+            const U word = load(kept + c);
+            store(kept + c, upper_half ? pack(x, lower(word)) : pack(upper(word), x));
+        }
+    }
+}
+
 void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows, const Buffers& buffers,
              const Team& team) {
     const int64_t padded = int64_t(m.dim_blocks) * LANES, hidden = int64_t(m.hidden_blocks) * LANES;
@@ -214,25 +244,30 @@ void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows,
     const Span own_vocab = share(m.vocab_blocks, team);
     const int64_t stride = int64_t(own.count()) * LANES;
     float* normed = buffers.scratch[team.thread];
-    float *q = normed + count * padded, *k = q + count * stride, *v = k + count * stride;
+    float* shifted = normed + count * padded;
+    const float* read = m.token_shift ? shifted : normed;  // by the products
+    float *q = shifted + count * padded, *k = q + count * stride, *v = k + count * stride;
     for (int32_t r = 0; r < count; ++r) embed(m, rows[r], own, buffers.x + r * padded);
     team.barrier(team.pool);
     for (int32_t l = 0; l < m.num_layers; ++l) {
         const Layer& layer = m.layers[l];
         for (int32_t r = 0; r < count; ++r)
             normalise(m, buffers.x + r * padded, layer.norm_aft_weight, layer.norm_aft_bias, normed + r * padded);
-        matmul(layer.q, own.first, own.last, normed, padded, count, q, stride);
-        matmul(layer.k, own.first, own.last, normed, padded, count, k, stride);
-        matmul(layer.v, own.first, own.last, normed, padded, count, v, stride);
+        if (m.token_shift) shift_rows(m, l, rows, count, layer.shift_aft, upper, normed, shifted);
+        matmul(layer.q, own.first, own.last, read, padded, count, q, stride);
+        matmul(layer.k, own.first, own.last, read, padded, count, k, stride);
+        matmul(layer.v, own.first, own.last, read, padded, count, v, stride);
         mix_rows(m, l, rows, count, own, q, k, v, stride, buffers.mixed);
         team.barrier(team.pool);
+        if (m.token_shift) keep_rows(m, l, rows, count, own, true, normed);  // all threads have read what was kept
         matmul(layer.o, own.first, own.last, buffers.mixed, padded, count, q, stride);
         add_rows(buffers.x, padded, own, count, q, stride, nullptr);
         team.barrier(team.pool);
         for (int32_t r = 0; r < count; ++r)
             normalise(m, buffers.x + r * padded, layer.norm_mlp_weight, layer.norm_mlp_bias, normed + r * padded);
         float* h = buffers.hidden + own_hidden.first * LANES;
-        matmul(layer.up, own_hidden.first, own_hidden.last, normed, padded, count, h, hidden);
+        if (m.token_shift) shift_rows(m, l, rows, count, layer.shift_mlp, lower, normed, shifted);
+        matmul(layer.up, own_hidden.first, own_hidden.last, read, padded, count, h, hidden);
         for (int32_t r = 0; r < count; ++r)
             for (int32_t b = 0; b < own_hidden.count(); ++b) {
                 float* at = h + r * hidden + b * LANES;
@@ -240,6 +275,7 @@ void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows,
                 store(at, rounded_input(activate(x, m.activation)));
             }
         team.barrier(team.pool);
+        if (m.token_shift) keep_rows(m, l, rows, count, own, false, normed);
         matmul(layer.down, own.first, own.last, buffers.hidden, hidden, count, q, stride);
         add_rows(buffers.x, padded, own, count, q, stride, layer.down_bias);
         team.barrier(team.pool);
@@ -302,7 +338,8 @@ float read_all(const float* x, int64_t count) {
 
 #define AFT_STRING2(x) #x
 #define AFT_STRING(x) AFT_STRING2(x)
+extern const Probability probability;
 extern const Target target;
-const Target target = {AFT_STRING(AFT_TARGET), guarded_forward, exp_all, read_all, matmul};
+const Target target = {AFT_STRING(AFT_TARGET), guarded_forward, exp_all, read_all, matmul, &probability};
 
 }  // namespace aft::AFT_TARGET

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "sampling.h"
-
 namespace aft {
 namespace {
 
@@ -38,10 +36,11 @@ int64_t Prior::find(const Recent& recent, int32_t length) const {
     return -1;
 }
 
-void Prior::mix(float* logits, int32_t vocab, const Recent& recent, std::vector<double>& q) const {
-    const size_t letters_known = alphabet.size();
-    q.assign(2 * letters_known, 0.0);
-    double* known = q.data() + letters_known;
+void Prior::mix(const Probability& probability, float* logits, int32_t vocab, const Recent& recent,
+                std::vector<double>& scratch) const {
+    const int32_t known = int32_t(alphabet.size()), padded = (known + 7) / 8 * 8;
+    scratch.assign(2 * padded, 0.0);
+    double* q = scratch.data();
     int32_t longest = 0;
     const int32_t most = std::min(int32_t(gates.size()) - 1, recent.count);
     for (int32_t length = 0; length <= most; ++length) {
@@ -49,19 +48,11 @@ void Prior::mix(float* logits, int32_t vocab, const Recent& recent, std::vector<
         if (place < 0) break;
         longest = length;
         const double keep = left[place] / UNIT;
-        for (size_t i = 0; i < letters_known; ++i) q[i] = q[i] * keep;
+        for (int32_t i = 0; i < padded; ++i) q[i] = q[i] * keep;
         for (uint32_t e = first[place]; e < first[place] + count[place]; ++e)
             q[letters[e]] = q[letters[e]] + shares[e] / UNIT;
     }
-    const double gate = gates[longest], rest = 1.0 - gate;
-    const Normaliser own = normaliser(logits, vocab);
-    for (size_t i = 0; i < letters_known; ++i) known[i] = own.logprob(logits[alphabet[i]]);
-    exp_all(known, int32_t(letters_known));
-    for (size_t i = 0; i < letters_known; ++i) known[i] = rest * known[i] + gate * q[i];
-    log_all(known, int32_t(letters_known));
-    const double shift = log(rest);
-    for (int32_t i = 0; i < vocab; ++i) logits[i] = float(own.logprob(logits[i]) + shift);
-    for (size_t i = 0; i < letters_known; ++i) logits[alphabet[i]] = float(known[i]);
+    probability.blend(logits, vocab, alphabet.data(), known, q, gates[longest], q + padded);
 }
 
 }  // namespace aft

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "probability.h"
+
 namespace aft {
 
 constexpr int32_t MAX_PRIOR_ORDER = 8;
@@ -26,7 +28,8 @@ struct Prior {
     explicit operator bool() const { return !gates.empty(); }
     int64_t bytes() const;
     // Logits of the network and of the prior together, in place. ``scratch`` is reused memory.
-    void mix(float* logits, int32_t vocab, const Recent& recent, std::vector<double>& scratch) const;
+    void mix(const Probability& probability, float* logits, int32_t vocab, const Recent& recent,
+             std::vector<double>& scratch) const;
 
 private:
     int64_t find(const Recent& recent, int32_t length) const;

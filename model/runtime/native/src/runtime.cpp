@@ -163,6 +163,10 @@ void Runtime::make_layer(const Tensors& tensors, const Shape& shape, int32_t num
     layer.down = pack(tensors, prefix + "mlp.down.weight", dim, hidden);
     layer.up_bias = vector(tensors, prefix + "mlp.up.bias", hidden);
     layer.down_bias = vector(tensors, prefix + "mlp.down.bias", dim);
+    if (shape.token_shift) {
+        layer.shift_aft = vector(tensors, prefix + "shift_aft.share", dim);
+        layer.shift_mlp = vector(tensors, prefix + "shift_mlp.share", dim);
+    }
     make_bias(tensors, shape, prefix + "aft.bias.", layer);
 }
 
@@ -180,6 +184,7 @@ Runtime::Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, 
     model_.vocab_blocks = blocks_of(shape.vocab_size);
     model_.places = shape.places;
     model_.heads = shape.num_heads;
+    model_.token_shift = shape.token_shift;
     model_.window_by_block = shape.dim / shape.num_heads % LANES != 0;
     model_.activation = shape.activation;
     layers_.resize(shape.num_layers);
@@ -213,9 +218,9 @@ Runtime::Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, 
     buffers_.mixed = allocate<float>(rows * dim);
     buffers_.hidden = allocate<float>(rows * hidden);
     buffers_.logits = allocate<float>(rows * vocab);
-    for (int i = 0; i < threads; ++i) scratch_.push_back(allocate<float>(rows * dim * 4));
+    for (int i = 0; i < threads; ++i) scratch_.push_back(allocate<float>(rows * dim * 5));
     buffers_.scratch = scratch_.data();
-    workspace_bytes_ = rows * (2 * dim + hidden + vocab + threads * 4 * dim) * 4;
+    workspace_bytes_ = rows * (2 * dim + hidden + vocab + threads * 5 * dim) * 4;
     draw_scratch_.resize(threads);
 }
 
@@ -224,7 +229,7 @@ void Runtime::reset(int32_t slot) {
     std::memset(state, 0, slot_words_ * 4);
     const int64_t padded = int64_t(model_.dim_blocks) * LANES;
     for (int32_t l = 0; l < model_.num_layers; ++l) {
-        float* peak = reinterpret_cast<float*>(state + (l + 1) * layer_words(model_)) - padded;
+        float* peak = layer_sums(model_, state, l) + 2 * padded;
         std::fill(peak, peak + padded, EMPTY_PEAK);
     }
     slots_[slot].position = 0;
@@ -258,7 +263,7 @@ void Runtime::pass(const std::vector<Row>& rows, const std::vector<Recent>& cont
         target_.forward(model_, rows.data(), int32_t(rows.size()), int32_t(contexts.size()), buffers_, team);
         if (!prior_) return;
         for (size_t i = thread; i < contexts.size(); i += pool_.threads())
-            prior_.mix(logits_row(int32_t(i)), model_.vocab_size, contexts[i], draw_scratch_[thread]);
+            prior_.mix(*target_.probability, logits_row(int32_t(i)), model_.vocab_size, contexts[i], draw_scratch_[thread]);
     });
 }
 
@@ -278,12 +283,13 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
         const float* logits = logits_row(at.row);
         const int32_t* states = job.draw.automaton;
         const int32_t* allowed = states ? states + int64_t(slot.sampler.automaton_state) * vocab : nullptr;
-        const int32_t token = draw(logits, vocab, job.draw.params, slot.sampler, allowed, slot.position, scratch);
+        const int32_t token =
+            draw(*target_.probability, logits, vocab, job.draw.params, slot.sampler, allowed, slot.position, scratch);
         if (token < 0) {
             result.stopped = Stop::FAULT;
             return;
         }
-        const Normaliser own = normaliser(logits, vocab);
+        const Normaliser own = target_.probability->normalise(logits, vocab);
         result.drawn.push_back(token);
         result.logprobs.push_back(own.logprob(logits[token]));
         if (job.draw.top) {
@@ -332,7 +338,7 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
             const float* logits = logits_row(want.row);
             if (!job.targets.empty())
                 done[want.job].target_logprobs.push_back(
-                    normaliser(logits, vocab).logprob(logits[job.targets[want.index]]));
+                    target_.probability->normalise(logits, vocab).logprob(logits[job.targets[want.index]]));
             const bool last = want.index + 1 == job.tokens.size();
             if (job.logits == Logits::ALL || (job.logits == Logits::LAST && last))
                 done[want.job].logits.insert(done[want.job].logits.end(), logits, logits + vocab);

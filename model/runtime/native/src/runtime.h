@@ -16,6 +16,7 @@ struct Shape {
     int32_t dim, hidden, vocab_size, num_layers, num_heads, window, places, activation;
     int32_t raster_height, raster_width, raster_channels;  // 0 without a raster
     int32_t raster_first;
+    int32_t token_shift;
 };
 
 struct Tensor {

@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "probability.h"
+
 namespace aft {
 
 struct Params {
@@ -21,24 +23,12 @@ struct Sampler {
     int32_t automaton_state = 0;
 };
 
-// Functions of our own, the same bits everywhere; ``log`` of what is positive and not denormal.
-double log(double x);
-void exp_all(double* x, int32_t count);
-void log_all(double* x, int32_t count);
-
 void philox(uint32_t counter[4], uint32_t k, uint32_t m);
 double uniform(uint64_t seed, uint32_t sample, uint64_t position);
 
-// log(sum(exp(logits))) and the largest logit: a token's log-probability is logit - largest - log_sum.
-struct Normaliser {
-    double largest, log_sum;
-    double logprob(float logit) const { return (double(logit) - largest) - log_sum; }
-};
-Normaliser normaliser(const float* logits, int32_t count);
-
 // One token from logits, or -1 where none may be drawn. ``allowed``: the automaton's row, or null. ``scratch`` is
 // reused memory.
-int32_t draw(const float* logits, int32_t count, const Params& params, const Sampler& sampler, const int32_t* allowed,
-             uint64_t position, std::vector<double>& scratch);
+int32_t draw(const Probability& probability, const float* logits, int32_t count, const Params& params,
+             const Sampler& sampler, const int32_t* allowed, uint64_t position, std::vector<double>& scratch);
 
 }  // namespace aft

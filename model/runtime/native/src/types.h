@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "probability.h"
+
 namespace aft {
 
 constexpr int LANES = 16;  // a block: channels that are computed side by side, on every processor
@@ -24,6 +26,7 @@ struct Layer {
     const float* shrink;  // exp(-lambda), a channel: what the sums lose a step
     const float* leave;   // exp(-lambda s), a channel: what a key has lost when it leaves the window
     const float* decay;   // lambda log2 e, a channel
+    const float *shift_aft, *shift_mlp;  // share of a position in what the layer and the MLP read; null: all of it
 };
 
 enum Activation : int32_t { SQUARED_RELU = 0, GELU = 1 };
@@ -33,6 +36,7 @@ struct Model {
     int32_t dim_blocks, hidden_blocks, vocab_blocks;
     int32_t places;           // rows of the window tables: 1, or the row of a raster, or all positions
     int32_t heads;            // of a window table; a block lies in one head
+    int32_t token_shift;      // whether layers and MLPs read a mixture of a position and the one before
     int32_t window_by_block;  // where heads are no whole blocks: one weight a channel
     int32_t activation;
     const Layer* layers;
@@ -53,9 +57,19 @@ struct Row {
 };
 
 // Of a slot's state, per layer: [block][s][16] words, the key's exp(k) above its product with the value, both bf16;
-// then [16-padded channels] den, num, peak in float32.
+// then [16-padded channels] den, num, peak in float32, and with a token shift a word for what the layer (above) and the
+// MLP (below) saw last, both bf16.
 static inline int64_t layer_words(const Model& m) {
-    return int64_t(m.dim_blocks) * LANES * (m.window + 3);
+    return int64_t(m.dim_blocks) * LANES * (m.window + 3 + m.token_shift);
+}
+static inline uint32_t* layer_state(const Model& m, uint32_t* state, int32_t l) {
+    return state + l * layer_words(m);
+}
+static inline float* layer_sums(const Model& m, uint32_t* state, int32_t l) {
+    return (float*)(layer_state(m, state, l) + int64_t(m.dim_blocks) * LANES * m.window);
+}
+static inline uint32_t* layer_shifted(const Model& m, uint32_t* state, int32_t l) {
+    return layer_state(m, state, l) + int64_t(m.dim_blocks) * LANES * (m.window + 3);
 }
 
 // Memory of a forward pass. Shared between the threads, except scratch.
@@ -64,7 +78,7 @@ struct Buffers {
     float* mixed;    // (rows, padded dim) bf16 values: what the o projection reads
     float* hidden;   // (rows, padded hidden) bf16 values
     float* logits;   // (logit rows, padded vocab)
-    float** scratch; // a thread: (rows, 4 * padded dim or padded hidden or padded vocab)
+    float** scratch; // a thread: (rows, 5 * padded dim)
 };
 
 // A thread's share of a pass.
@@ -89,6 +103,7 @@ struct Target {
     Exp exp;
     Read read;
     Matmul matmul;
+    const Probability* probability;
 };
 
 }  // namespace aft

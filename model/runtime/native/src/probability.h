@@ -1,0 +1,29 @@
+// Probabilities of tokens in float64. The functions are compiled for every instruction set, with equal bits: plain
+// data only, as in types.h.
+#pragma once
+#include <stdint.h>
+
+namespace aft {
+
+// log(sum(exp(logits))) and the largest logit: a token's log-probability is logit - largest - log_sum.
+struct Normaliser {
+    double largest, log_sum;
+    double logprob(float logit) const { return (double(logit) - largest) - log_sum; }
+};
+using Normalise = Normaliser (*)(const float* logits, int32_t count);
+
+// exp((scores - largest) / temperature), in place.
+using Weigh = void (*)(double* scores, int32_t count, double largest, double temperature);
+
+// log((1 - gate) p + gate q) in place of logits; q is by letter, of which ``alphabet`` says the token, and 0 for a
+// token that is none. ``scratch``: as long as q, both in whole vectors of 8.
+using Blend = void (*)(float* logits, int32_t count, const int32_t* alphabet, int32_t letters, const double* q,
+                       double gate, double* scratch);
+
+struct Probability {
+    Normalise normalise;
+    Weigh weigh;
+    Blend blend;
+};
+
+}  // namespace aft
