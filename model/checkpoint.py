@@ -137,7 +137,9 @@ class Checkpoint:
         """The fingerprint of the whole model, or of the network without its prior."""
         model = self.config.model
         # a field that came later and is not used leaves the fingerprint as it was: states stay valid
-        unused: dict[str, Any] = {"token_shift": not model.token_shift}
+        unused: dict[str, Any] = {}
+        if not model.token_shift:
+            unused["token_shift"] = True
         if model.raster is not None and not model.raster.name_length:
             unused["raster"] = {"name_length"}
         digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())

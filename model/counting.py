@@ -1,6 +1,6 @@
 """From a text to an n-gram prior: count, prune, put into a table; fit the gates.
 
-Counts come from the training split. The gates are fitted where the counts saw nothing: on the validation split.
+The gates are fitted where the counts saw nothing: on the validation split, with counts of the training split.
 """
 
 from __future__ import annotations

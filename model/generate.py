@@ -10,7 +10,7 @@ import numpy as np
 from model.automaton import FORBIDDEN, Automaton, stops
 from model.checkpoint import Checkpoint
 from model.pixels import NUM_VALUES, PixelCodec, Pixels
-from model.runtime.base import Draw, Job, Runtime
+from model.runtime.base import Draw, Guide, Job, Runtime
 from model.runtime.choice import Wanted, open_runtime
 from model.sampling import SamplingParams
 from model.tokenizer import IncrementalDecoder
@@ -55,31 +55,43 @@ def draw(
     name: str = "",
     *,
     temperature: float = 1.0,
+    guidance: float = 1.0,
     seed: int = 0,
     sample: int = 0,
     runtime: Wanted = "auto",
 ) -> Iterator[Pixels]:
     """An image (H, W, 3) row by row: each is the one before with one more row; the rest is white.
 
+    ``guidance``: how often label and name count (``Guide`` in runtime/base.py); other than 1 it is twice the work.
     CheckpointError for a text model, ValueError for a label, style or name that the model does not know.
     """
     checkpoint = Checkpoint(folder)
     codec = checkpoint.pixels
-    opened = open_runtime(checkpoint, num_slots=1, wanted=runtime)
     params = SamplingParams(temperature=temperature, seed=seed, sample=sample)
     tokens, values, automaton = codec.prompt(label, style, name), list[int](), values_only(codec)
+    less = codec.guide(tokens)
+    guided = guidance != 1 and less != tokens
+    opened = open_runtime(checkpoint, num_slots=2 if guided else 1, wanted=runtime)
     while len(values) < codec.raster.size:
-        (done,) = opened.run([Job(0, tokens, draw=Draw(params, codec.raster.row, automaton))])
+        guide = Guide(1, less, guidance) if guided else None
+        (done,) = opened.run([Job(0, tokens, draw=Draw(params, codec.raster.row, automaton, guide=guide))])
         values += done.drawn
-        tokens = done.drawn[-1:]
+        tokens = less = done.drawn[-1:]
         yield codec.decode(values)
 
 
-def draw_together(runtime: Runtime, codec: PixelCodec, prompts: Sequence[Sequence[int]]) -> list[Pixels]:
-    """The images (H, W, 3) that begin with each prompt (``codec.prompt``, perhaps some values); seeds count from 0."""
+def draw_together(
+    runtime: Runtime, codec: PixelCodec, prompts: Sequence[Sequence[int]], guidance: float = 1.0
+) -> list[Pixels]:
+    """The images (H, W, 3) that begin with each prompt (``codec.prompt``, perhaps some values); seeds count from 0.
+
+    With a ``guidance`` other than 1 each takes a second slot.
+    """
     jobs, before = [], 1 + codec.raster.name_length
     for slot, prompt in enumerate(prompts):
-        runtime.reset(slot)
+        guide = Guide(len(prompts) + slot, codec.guide(prompt), guidance) if guidance != 1 else None
+        for each in (slot,) if guide is None else (slot, guide.slot):
+            runtime.reset(each)
         left = codec.raster.size + before - len(prompt)
-        jobs.append(Job(slot, prompt, draw=Draw(SamplingParams(seed=slot), left, values_only(codec))))
+        jobs.append(Job(slot, prompt, draw=Draw(SamplingParams(seed=slot), left, values_only(codec), guide=guide)))
     return [codec.decode([*p[before:], *d.drawn]) for p, d in zip(prompts, runtime.run(jobs), strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,10 @@ class Muon(torch.optim.Muon):
     torch's own always takes bf16. Where no hardware multiplies that, it took 2 of the 7 seconds of a step.
     """
 
-    def __init__(self, params: Sequence[Tensor], *, dtype: torch.dtype, **options: Any) -> None:
-        super().__init__(list(params), **options)
+    def __init__(
+        self, params: Sequence[Tensor], *, dtype: torch.dtype, lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        super().__init__(list(params), lr=lr, weight_decay=weight_decay, momentum=momentum)
         self.dtype = dtype
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.dropped = min(255, round(256 * rate))  # of the 256 values of a byte
+        self.dropped = min(255, max(round(256 * rate), rate > 0))  # of the 256 values of a byte
 
     def forward(self, x: Tensor) -> Tensor:
         """Of any shape -> the same."""

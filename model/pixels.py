@@ -80,6 +80,12 @@ class PixelCodec:
             places.append(known.index(given) + 1 if given else 0)
         return NUM_VALUES + places[0] * (len(self.styles) + 1) + places[1]
 
+    def guide(self, prompt: Sequence[int]) -> list[int]:
+        """The same, told neither label nor name: what guidance compares a sequence with (its values may follow)."""
+        before = 1 + self.raster.name_length
+        style = (prompt[0] - NUM_VALUES) % (len(self.styles) + 1)
+        return [NUM_VALUES + style, *self.spell(""), *prompt[before:]]
+
     def encode(self, image: Pixels) -> list[int]:
         """(H, W, 3) -> H W 3 ids."""
         ids: list[int] = image.reshape(-1).tolist()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,7 +202,7 @@ def fit_minutes(name: str, corpus: str, minutes: float, seed: int = 0) -> Recipe
 
 
 class Counted(NamedTuple):
-    """What was made."""
+    """What was made. Bits are those before the validation split was counted: afterwards they would say nothing."""
 
     contexts: int
     bytes: int
@@ -211,7 +212,10 @@ class Counted(NamedTuple):
 
 
 def count_prior(folder: Path, corpus: str | None, order: int, least: int) -> Counted:
-    """Count, fit, store. ValueError for a model without a known corpus, CheckpointError where the folder is none."""
+    """Count, fit, store. ValueError for a model without a known corpus, CheckpointError where the folder is none.
+
+    Gates are fitted on the validation split, which must not have been counted for that; it is counted afterwards.
+    """
     source = Checkpoint(folder)
     tokenizer = source.tokenizer
     name = corpus or source.config.training.get("recipe", {}).get("corpus")
@@ -229,7 +233,11 @@ def count_prior(folder: Path, corpus: str | None, order: int, least: int) -> Cou
     bits = by_depth(open_runtime(source, 1, prior=False), ids, len(before), len(before))
     fitted = counting.fit_gates(counting.count(train, order, least), bits, ids, len(before))
     mixed = float(fitted.mixed_bits(bits, ids, len(before)).mean())
-    facts: dict[str, Any] = {"corpus": name, "order": order, "least": least, "discount": counting.DISCOUNT}
-    checkpoint.add_prior(folder, fitted, facts)
+    facts: dict[str, Any] = {
+        "corpus": name, "order": order, "least": least, "discount": counting.DISCOUNT,
+        "counted": ["train", "validation"],
+    }  # fmt: skip
+    counted = replace(counting.count(np.concatenate([train, held_out]), order, least), gates=fitted.gates)
+    checkpoint.add_prior(folder, counted, facts)
     size = (folder / prior.FILE).stat().st_size
-    return Counted(int((fitted.keys > 0).sum()), size, fitted.gates.tolist(), float(bits.mean()), mixed)
+    return Counted(int((counted.keys > 0).sum()), size, fitted.gates.tolist(), float(bits.mean()), mixed)

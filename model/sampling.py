@@ -66,7 +66,7 @@ def log_softmax(logits: NDArray[np.float32]) -> Floats:
 
 
 def penalised(
-    logits: NDArray[np.float32], params: SamplingParams, counts: NDArray[np.int32], seen: NDArray[np.bool_]
+    logits: NDArray[np.float32] | Floats, params: SamplingParams, counts: NDArray[np.int32], seen: NDArray[np.bool_]
 ) -> Floats:
     """Penalties and bias: logits (V), how often each token was generated (V), whether it was seen at all (V)."""
     scores: Floats = logits.astype(np.float64)

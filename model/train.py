@@ -262,7 +262,12 @@ class Trainer:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         strict = not self.network.config.tied_head
-        self.network.load_state_dict(_below("weights/", tensors), strict=strict)
+        try:
+            self.network.load_state_dict(_below("weights/", tensors), strict=strict)
+        except RuntimeError as error:  # a preset has changed since
+            raise ValueError(
+                f"{self.folder}: the run that stands here has another network; remove it or choose another name"
+            ) from error
         if self.averaged is not None:
             self.averaged.load_state_dict(_below("averaged/", tensors), strict=strict)
         for number, optimizer in enumerate(self.optimizers):

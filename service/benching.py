@@ -33,7 +33,7 @@ class Wish:
 
 @contextmanager
 def random_model(shape: str) -> Iterator[Path]:
-    """A text model of bytes with random weights: LAYERSxCHANNELSxWINDOW, otherwise as the shipped one."""
+    """A text model of bytes with random weights: LAYERSxCHANNELSxWINDOW, otherwise as the preset ``shipped``."""
     numbers = re.fullmatch(r"(\d+)x(\d+)x(\d+)", shape)
     if numbers is None:
         raise ValueError(f"a random model is LAYERSxCHANNELSxWINDOW, as 6x256x32, not {shape!r}")

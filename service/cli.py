@@ -78,6 +78,9 @@ def generate(
     name: Annotated[str, typer.Option(help="What the image shows, in words, where the model knows names.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0.8, for an image 1.")] = None,
+    guidance: Annotated[
+        float, typer.Option(min=0, max=20, help="How often the image's class and name count; not 1: twice the work.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
@@ -92,8 +95,8 @@ def generate(
         if image is not None:
             from service.drawing import run
 
-            warmth = 1.0 if temperature is None else temperature
-            run(checkpoints / (model or "emoji"), image, label, style, name, warmth, chosen)
+            how = {"temperature": 1.0 if temperature is None else temperature, "guidance": guidance, "seed": chosen}
+            run(checkpoints / (model or "emoji"), image, label, style, name, **how)
             return
         folder, warmth = checkpoints / (model or "shakespeare"), 0.8 if temperature is None else temperature
         for part in stream(folder, prompt, max_tokens, temperature=warmth, seed=chosen):

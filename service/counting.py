@@ -15,7 +15,7 @@ def prior(
     least: Annotated[int, typer.Option(min=1, help="Occurrences from which on a long context is kept.")] = 3,
     checkpoints: Annotated[Path, typer.Option(help="Folder of model folders.")] = Path("checkpoints"),
 ) -> None:
-    """Count the training split, fit the gates on the validation split, store both beside the weights."""
+    """Count the training split, fit the gates on the validation split, count that, too; store it beside the weights."""
     from model.checkpoint import CheckpointError
     from model.fetch import DataError
     from model.runs import count_prior

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -12,10 +13,10 @@ from model.generate import draw
 from model.pixels import Pixels, to_png
 
 
-def run(folder: Path, out: Path, label: str, style: str, name: str, temperature: float, seed: int) -> None:
-    """Draw, show, write. Errors are those of ``model.generate.draw``."""
+def run(folder: Path, out: Path, label: str, style: str, name: str, **how: Any) -> None:
+    """Draw, show, write. ``how`` and the errors are those of ``model.generate.draw``."""
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        for image in draw(folder, label, style, name, temperature=temperature, seed=seed):
+        for image in draw(folder, label, style, name, **how):
             live.update(preview(image), refresh=True)
     out.write_bytes(to_png(image))
 

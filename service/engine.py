@@ -24,7 +24,7 @@ from model.sampling import log_softmax
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import MAX_PENDING, Burst, Generation, Outcome
-from service.scheduler import QueueFullError, Scheduler, prompts_and_bursts
+from service.scheduler import QueueFullError, Scheduler, num_streams, prompts_and_bursts
 
 log = logging.getLogger("aft.engine")
 
@@ -199,7 +199,7 @@ class Engine:
         seconds = time.perf_counter() - began
         model.scheduler.observe(jobs, max(len(done.drawn) for done in results), seconds)
         self._metrics.step_seconds.labels(model.name).observe(seconds)
-        self._metrics.batch_size.labels(model.name).observe(len(jobs))
+        self._metrics.batch_size.labels(model.name).observe(sum(map(num_streams, jobs)))
         return results
 
     def _deliver(
@@ -213,6 +213,8 @@ class Engine:
         bursts = list(ended)
         with model.scheduler.lock:
             for i, (generation, job) in enumerate(work):
+                if job.slot != generation.slot:  # what a guide reads is booked with the prompt that it goes with
+                    continue
                 burst = self._advance(generation, job, results[i], model, now) if results else Burst([], Outcome.ERROR)
                 if burst.outcome is not None:
                     model.scheduler.remove(generation)
@@ -269,8 +271,8 @@ class Engine:
         self._gauge(model)
 
     def _gauge(self, model: Served) -> None:
-        in_use = len(model.scheduler.running)
-        self._metrics.running.labels(model.name).set(in_use)
+        in_use = sum(generation.num_slots for generation in model.scheduler.running)
+        self._metrics.running.labels(model.name).set(len(model.scheduler.running))
         self._metrics.slots_in_use.labels(model.name).set(in_use)
         self._metrics.waiting.labels(model.name).set(len(model.scheduler.waiting))
         self._metrics.memory_bytes.labels(model.name, "state_active").set(in_use * model.runtime.state_bytes)

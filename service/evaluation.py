@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from model import data, images, pixels
-from model.batches import encode, examples, prompts
+from model.batches import Ids, encode, examples, prompts
 from model.checkpoint import Checkpoint
 from model.evaluate import Depth, by_depth, compare, per_dimension, windows
 from model.network import Network
@@ -36,19 +36,10 @@ def run(
     if checkpoint.config.kind == "image":
         _run_images(checkpoint, load(checkpoint).freeze(), corpus, json_file)
         return
-    recipe = checkpoint.config.training.get("recipe", {})
-    source, length = corpus or recipe.get("corpus"), int(recipe.get("length", 512))
-    if not source:
-        raise ValueError("the checkpoint does not say what it was trained on: name a corpus with --corpus")
-    text = data.load(source)
-    if isinstance(checkpoint.tokenizer, Bytes) and isinstance(text, str):
-        text = text.encode()
-    parts = data.split(text)
-    scored = parts.test[:max_chars] if max_chars else parts.test
-    before = encode(text[: len(text) - len(parts.test)], checkpoint.tokenizer)
-    test = encode(scored, checkpoint.tokenizer)
-    ids, start, stride = np.concatenate([before, test]), len(before), stride or max(1, length // 2)
-    scale = len(test) / len(scored)  # tokens a character: more than one where characters are spelled in bytes
+    length = int(checkpoint.config.training.get("recipe", {}).get("length", 512))
+    stride = stride or max(1, length // 2)
+    source, ids, start, characters = _test_split(checkpoint, corpus, max_chars)
+    scale = (len(ids) - start) / characters  # tokens a character: more than one where characters are spelled in bytes
     overlapping = windows(load(checkpoint).freeze(), ids, start, length, stride)
     if prior and checkpoint.prior is not None:
         overlapping = checkpoint.prior.mixed_bits(overlapping, ids, start)
@@ -67,7 +58,7 @@ def run(
         "model": checkpoint.name,
         "corpus": source,
         "prior": prior and checkpoint.prior is not None,
-        "characters": len(scored),
+        "characters": characters,
         "window": length,
         "stride": stride,
         "bits_per_character": float(overlapping.mean()),
@@ -78,6 +69,28 @@ def run(
         json_file.write_text(json.dumps(result, indent=2) + "\n")
     if plot:
         _plot(result, rows, plot)
+
+
+class _TestSplit(NamedTuple):
+    source: str  # name of the corpus
+    ids: Ids  # all of the corpus up to the last character that is scored
+    start: int  # where the test split begins
+    characters: int  # that are scored
+
+
+def _test_split(checkpoint: Checkpoint, corpus: str | None, max_chars: int | None) -> _TestSplit:
+    """What is scored, and what stands before it. ValueError where nobody says which corpus."""
+    source = corpus or checkpoint.config.training.get("recipe", {}).get("corpus")
+    if not source:
+        raise ValueError("the checkpoint does not say what it was trained on: name a corpus with --corpus")
+    text = data.load(source)
+    if isinstance(checkpoint.tokenizer, Bytes) and isinstance(text, str):
+        text = text.encode()
+    test = data.split(text).test
+    scored = test[:max_chars] if max_chars else test
+    before = encode(text[: len(text) - len(test)], checkpoint.tokenizer)
+    ids = np.concatenate([before, encode(scored, checkpoint.tokenizer)])
+    return _TestSplit(source, ids, len(before), len(scored))
 
 
 def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, json_file: Path | None) -> None:

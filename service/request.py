@@ -74,10 +74,15 @@ class Generation:
     automaton: Automaton
     targets: list[int] | None = None  # parallel to the prompt: their log-probabilities are delivered
     top: int = 0  # so many of the likeliest tokens beside each drawn one and each target
+    guide: list[int] | None = (
+        None  # parallel to the prompt: what a second slot reads, told less (runtime/base.py: Guide)
+    )
+    guidance: float = 1.0  # weight of what the guide is not told
     key: str = ""  # whose request it is
     deadline: float | None = None  # perf_counter's time when it is too late
     max_seconds: float | None = None  # of an unlimited stream
     slot: int | None = None
+    guide_slot: int | None = None
     num_computed: int = 0  # of the prompt, by the runtime
     num_generated: int = 0
     last_token: int | None = None  # drawn, not yet consumed
@@ -94,6 +99,11 @@ class Generation:
     def num_prompt_tokens(self) -> int:
         """Without the begin symbol."""
         return len(self.prompt) - 1
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the runtime that it needs."""
+        return 1 if self.guide is None else 2
 
     @property
     def paused(self) -> bool:

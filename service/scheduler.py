@@ -12,7 +12,7 @@ import threading
 from collections import Counter, deque
 from typing import Literal
 
-from model.runtime.base import Draw, Job, Runtime
+from model.runtime.base import Draw, Guide, Job, Runtime
 from service.request import Generation
 
 PREFILL_CHUNK = 512  # tokens of one prompt in a step, at most
@@ -69,27 +69,46 @@ class Scheduler:
 
     def admit(self, now: float) -> None:
         """Give free slots to those who wait longest; who holds enough already is passed over."""
-        held = Counter(generation.key for generation in self.running) if self.max_per_key else None
+        held: Counter[str] | None = None
+        if self.max_per_key:
+            held = Counter()
+            for generation in self.running:
+                held[generation.key] += generation.num_slots
         passed: list[Generation] = []
         while self.waiting and self.free:
             generation = self.waiting.popleft()
+            if held is not None and generation.key and self._holds_enough(held[generation.key], generation):
+                passed.append(generation)
+                continue
+            if len(self.free) < generation.num_slots:  # nobody overtakes it
+                self.waiting.appendleft(generation)
+                break
             if held is not None:
-                if generation.key and held[generation.key] >= self.max_per_key:
-                    passed.append(generation)
-                    continue
-                held[generation.key] += 1
-            generation.slot = heapq.heappop(self.free)
+                held[generation.key] += generation.num_slots
+            generation.slot = self._take()
+            if generation.guide is not None:
+                generation.guide_slot = self._take()
             generation.admitted = now
-            self.runtime.reset(generation.slot)
             self.running.append(generation)
         self.waiting.extendleft(reversed(passed))
 
+    def _holds_enough(self, held: int, generation: Generation) -> bool:
+        """Whether a key may have no more slots. A drawing that needs two has them where one is the limit, too."""
+        return held > 0 and held + generation.num_slots > self.max_per_key
+
+    def _take(self) -> int:
+        slot = heapq.heappop(self.free)
+        self.runtime.reset(slot)
+        return slot
+
     def remove(self, generation: Generation) -> None:
-        """Take a generation out, wherever it is; its slot is free."""
+        """Take a generation out, wherever it is; its slots are free."""
         if generation.slot is not None:
             self.running.remove(generation)
-            heapq.heappush(self.free, generation.slot)
-            generation.slot = None
+            for slot in (generation.slot, generation.guide_slot):
+                if slot is not None:
+                    heapq.heappush(self.free, slot)
+            generation.slot = generation.guide_slot = None
         elif generation in self.waiting:
             self.waiting.remove(generation)
 
@@ -105,7 +124,8 @@ class Scheduler:
         seconds = self.burst_seconds * self.share * max(1.0, len(self.running) / MANY_STREAMS)
         taken = prefill * self.prefill_seconds
         seconds = (1 - part) * min(seconds, taken / part) if prefill and more else seconds - taken
-        most = MAX_BURST_QUEUED if self.waiting and not self.free else MAX_BURST
+        full = bool(self.waiting) and len(self.free) < self.waiting[0].num_slots
+        most = MAX_BURST_QUEUED if full else MAX_BURST
         return max(1, min(most, int(seconds / self.seconds_per_token)))
 
     def _budget(self, part: float) -> int:
@@ -116,11 +136,11 @@ class Scheduler:
 
     def observe(self, jobs: list[Job], drawn: int, seconds: float) -> None:
         """Learn what a step costs; ``drawn`` by the longest burst."""
-        prefill = sum(len(job.tokens) for job in jobs if len(job.tokens) > 1)
+        prefill = sum(len(job.tokens) * num_streams(job) for job in jobs if len(job.tokens) > 1)
         if prefill:
             self.prefill_seconds = _smooth(self.prefill_seconds, seconds / prefill)
         elif drawn:
-            bits = len(jobs).bit_length()
+            bits = sum(map(num_streams, jobs)).bit_length()
             self._costs[bits] = _smooth(self._costs.get(bits, 0.0), seconds / drawn)
 
     def _cost(self, streams: int) -> float:
@@ -133,18 +153,19 @@ class Scheduler:
         """The next step's jobs, oldest generation first: parts of prompts, and bursts."""
         self.admit(now)
         ready = [generation for generation in self.running if not generation.paused]
-        unread = [len(g.prompt) - g.num_computed for g in ready if g.num_computed < len(g.prompt)]
+        unread = [(len(g.prompt) - g.num_computed) * g.num_slots for g in ready if g.num_computed < len(g.prompt)]
         part = self._part(sum(unread), len(unread), len(ready))
         if self._costs:
-            self.seconds_per_token = self._cost(len(ready) - len(unread))
+            writing = (g.num_slots for g in ready if g.num_computed == len(g.prompt))
+            self.seconds_per_token = self._cost(sum(writing))
         sizes = self._share(ready, self._budget(part))
-        computed = sum(sizes.values())
+        computed = sum(size * generation.num_slots for generation, size in sizes.items())
         burst = self._burst(computed, part, more=computed < sum(unread))
         work: Work = []
         for generation in ready:
             left = len(generation.prompt) - generation.num_computed
             if not left or generation in sizes:
-                work.append((generation, self._job(generation, sizes.get(generation, 0), burst)))
+                work += self._jobs(generation, sizes.get(generation, 0), burst)
         return work
 
     def _part(self, tokens: int, beginning: int, ready: int) -> float:
@@ -165,22 +186,31 @@ class Scheduler:
             # a cut that depended on company would change the result: whole chunks, the oldest first
             for generation, size in left.items():
                 chunk = min(size, PREFILL_CHUNK)
-                if chunk <= budget or not sizes:
+                if chunk * generation.num_slots <= budget or not sizes:
                     sizes[generation] = chunk
-                    budget -= chunk
+                    budget -= chunk * generation.num_slots
             return sizes
         # any cut gives the same bits: half is the oldest's, the rest goes to who is done first, whoever is older
         if left:
             oldest = next(iter(left))
-            sizes[oldest] = min(left[oldest], PREFILL_CHUNK, -(-budget // 2))
-            budget -= sizes[oldest]
+            sizes[oldest] = min(left[oldest], PREFILL_CHUNK, -(-budget // 2 // oldest.num_slots))
+            budget -= sizes[oldest] * oldest.num_slots
         for generation in sorted(left, key=lambda g: left[g]):
             has = sizes.get(generation, 0)
-            size = min(min(left[generation], PREFILL_CHUNK) - has, budget)
+            size = min(min(left[generation], PREFILL_CHUNK) - has, budget // generation.num_slots)
             if size > 0:
                 sizes[generation] = has + size
-                budget -= size
+                budget -= size * generation.num_slots
         return sizes
+
+    def _jobs(self, generation: Generation, size: int, burst: int) -> Work:
+        """The next part of a prompt, for its guide too, or a burst, of which the guide is a part."""
+        job = self._job(generation, size, burst)
+        work = [(generation, job)]
+        if job.draw is None and generation.guide is not None and generation.guide_slot is not None:
+            begin = generation.num_computed
+            work.append((generation, Job(generation.guide_slot, generation.guide[begin : begin + size])))
+        return work
 
     def _job(self, generation: Generation, size: int, burst: int) -> Job:
         assert generation.slot is not None
@@ -195,8 +225,17 @@ class Scheduler:
             return Job(generation.slot, tokens, targets, logits)
         # the first token goes out when the prompt is computed, without waiting for others' bursts
         max_new = 1 if size else min(burst, generation.max_tokens - generation.num_generated)
-        draw = Draw(generation.params, max_new, generation.automaton, generation.top)
+        guide = None
+        if generation.guide is not None and generation.guide_slot is not None:
+            read = generation.guide[begin:end] or tokens
+            guide = Guide(generation.guide_slot, read, generation.guidance)
+        draw = Draw(generation.params, max_new, generation.automaton, generation.top, guide)
         return Job(generation.slot, tokens, targets, logits, draw)
+
+
+def num_streams(job: Job) -> int:
+    """A job's own, and its guide's."""
+    return 1 if job.draw is None or job.draw.guide is None else 2
 
 
 def _smooth(before: float, now: float) -> float:

@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     )
     rate_limit: str = Field("", description="requests of one key (of one address without keys), as `600/minute`")
     max_choices_per_key: Annotated[int, Field(ge=0)] = Field(
-        0, description="choices of one key that hold a slot at once, per model; others wait; 0: any number"
+        0, description="slots that one key may hold at once, per model; its other choices wait; 0: any number"
     )
     allowed_hosts: list[str] = Field(
         [], description="names of a Host header that are served without keys, beside loopback; `*`: any; a JSON list"

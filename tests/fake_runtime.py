@@ -96,6 +96,8 @@ class FakeRuntime:
             if done.drawn:
                 self._positions[job.slot] += 1
             self._draw(job, done)
+        if job.draw is not None and (guide := job.draw.guide) is not None:
+            self._positions[guide.slot] += len(guide.tokens) + len(done.drawn) - 1
         return done
 
     def _draw(self, job: Job, done: Done) -> None:

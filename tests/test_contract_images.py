@@ -550,3 +550,70 @@ def test_real_clients_that_vanish(server: Process) -> None:
             time.sleep(0.004 * i)
     wait_until(lambda: server.free("pics"), 10)
     assert len(images(generate(server, n=10))) == 10
+
+
+def test_guidance(server: Process, checkpoints: Path) -> None:
+    """As drawn in process, for drawings and for the rest of one; what changes nothing takes no second slot."""
+    plain = images(generate(server))[0]
+    found = images(generate(server, guidance=4, n=2))
+    for sample, image in enumerate(found):
+        *_, wanted = draw(checkpoints / "pics", "red", guidance=4, seed=7, sample=sample)
+        assert (image == wanted).all()
+    assert (found[0] != plain).any()
+    for same in ({"guidance": 1}, {"guidance": None}):
+        assert (images(generate(server, **same))[0] == plain).all()
+    anything = images(generate(server, prompt=""))[0]
+    assert (images(generate(server, prompt="", guidance=9))[0] == anything).all()
+    assert (images(generate(server, guidance=0))[0] == anything).all()  # only the guide counts
+    rest = images(edit(server, kept(5, found[0]), guidance="4"))[0]
+    assert (rest == found[0]).all()
+    assert server.free("pics")
+
+
+def test_guidance_takes_two_slots(fake: tuple[Client, FakeRuntime]) -> None:
+    """Which are free again afterwards, also where a step failed; the condition is not told to the guide."""
+    client, runtime = fake
+    wanted = generate(client, model="fake0", seed=5)
+    assert generate(client, model="fake0", seed=5, guidance=2).json()["data"] == wanted.json()["data"]
+    told = [job for call in runtime.calls for job in call if job.draw is not None and job.draw.guide is not None]
+    assert told[0].tokens == BIG.prompt("red")
+    assert list(told[0].draw.guide.tokens) == BIG.prompt()
+    runtime.fail_at = {len(runtime.calls) + 1}
+    assert_error(generate(client, model="fake0", seed=5, guidance=2), 500, "server_error", "internal_error")
+    assert client.free("fake0")
+    assert generate(client, model="fake0", seed=5, guidance=2).status_code == 200
+
+
+def test_guidance_is_refused_where_it_cannot_be() -> None:
+    """Out of range, and on a server of one slot."""
+    runtime = FakeRuntime(1, vocab_size=BIG.vocab_size, max_position=BIG.raster.size)
+    with serve_app(fake_loader(runtime, codec=BIG)) as client:
+        refused = generate(client, model="fake0", guidance=2)
+        assert_error(refused, 400, INVALID, "invalid_value", "guidance", "takes two slots")
+        assert generate(client, model="fake0", guidance=1).status_code == 200
+        for wrong in (-0.1, 20.1, "much"):
+            assert_error(generate(client, model="fake0", guidance=wrong), 400, INVALID, "invalid_value", "guidance")
+
+
+def test_a_guided_prompt_of_several_parts(fake: tuple[Client, FakeRuntime]) -> None:
+    """An edit of more known values than a step reads: booked once, also where a part fails or its client leaves."""
+    client, runtime = fake
+    picture = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    how = {"model": "fake0", "seed": "5"}
+    plain = edit(client, kept(250, picture), **how).json()
+    before = client.metric("aft_prompt_tokens_total", model="fake0")
+    guided = edit(client, kept(250, picture), guidance="2", **how).json()
+    assert (guided["data"], guided["usage"]) == (plain["data"], plain["usage"])
+    assert client.metric("aft_prompt_tokens_total", model="fake0") - before == 1 + 750
+    parts = [job for call in runtime.calls for job in call if job.slot == 1]
+    assert sum(len(job.tokens) for job in parts) >= 256  # the last part is read with the draw
+    runtime.fail_at = {len(runtime.calls)}
+    assert_error(edit(client, kept(250, picture), guidance="2", **how), 500, "server_error", "internal_error")
+    assert client.free("fake0")
+    runtime.gate.clear()
+    with client.http.stream("POST", GENERATIONS, json={**BASE, **how, "seed": 5, "guidance": 2, "stream": True}):
+        wait_until(runtime.blocked.is_set)
+        assert client.metric("aft_slots_in_use", model="fake0") in (0, 2)
+        runtime.gate.set()
+        wait_until(lambda: client.metric("aft_slots_in_use", model="fake0") == 2)
+    wait_until(lambda: client.free("fake0"))

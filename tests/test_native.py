@@ -122,7 +122,7 @@ def test_any_cut_of_a_prompt_is_the_same(pool: Pool, shape: str) -> None:
         assert runtime.export(slot) == runtime.export(0)
 
 
-@pytest.mark.parametrize("shape", ["relative decay", "none decay", "conv decay"])
+@pytest.mark.parametrize("shape", ["relative decay", "none decay", "conv decay", "shift"])
 def test_any_cut_of_a_long_prompt_is_the_same(pool: Pool, shape: str) -> None:
     """A prompt of more than two passes of 128 rows, cut at and beside their borders."""
     runtime = pool(shape)

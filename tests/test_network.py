@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from variants import MAX_LEN, VARIANTS, keys_and_values, make_config, oracle, random_bias
 
-from model.network import Network
+from model.network import Dropout, Network
 
 LENGTH = 37
 
@@ -176,6 +176,26 @@ def test_tied_head() -> None:
     tied, free = (Network(make_config("relative-decay", tied_head=t)) for t in (True, False))
     assert tied.head.weight is tied.embed.weight
     assert free.num_parameters - tied.num_parameters == 11 * 6
+
+
+@pytest.mark.parametrize(("rate", "share"), [(0.1, 26 / 256), (0.5, 0.5), (0.999, 255 / 256), (0.001, 1 / 256)])
+def test_dropout_keeps_the_mean(rate: float, share: float) -> None:
+    """In steps of 1/256, of any number of elements, each by itself; gradients are dropped with the values."""
+    torch.manual_seed(0)
+    layer = Dropout(rate)
+    x = torch.ones(3, 333_333, requires_grad=True)
+    y = layer(x)
+    values = y.detach()
+    assert float((values == 0).float().mean()) == pytest.approx(share, rel=0.05)
+    assert float(values.max()) == pytest.approx(1 / (1 - share))
+    if share < 0.9:
+        assert float((values[:, 1:] * values[:, :-1]).mean()) == pytest.approx(
+            1.0, rel=0.01
+        )  # neighbours are independent
+    y.sum().backward()
+    assert torch.equal(x.grad, values)
+    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
 
 
 def test_dropout_acts_in_training_only() -> None:

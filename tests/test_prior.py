@@ -17,9 +17,10 @@ import pytest
 import safetensors.numpy
 from typer.testing import CliRunner
 
-from model import counting, prior
+from model import counting, data, prior
 from model.batches import encode
 from model.checkpoint import Checkpoint, CheckpointError
+from model.evaluate import by_depth
 from model.prior import Prior
 from model.runtime import states
 from model.runtime.base import Draw, Job, StateError
@@ -325,6 +326,16 @@ def test_the_command(tmp_path: Path) -> None:
     known = Checkpoint(tmp_path / "models" / "song")
     assert known.prior is not None
     assert known.config.training["prior"]["order"] == 5
+    # gates from counts that saw nothing of the validation split; then it is counted, too
+    train, held_out, _ = data.split(corpus.read_text())
+    ids = [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in (train, train + held_out)]
+    both, alone = (counting.count(part, 5, 3) for part in reversed(ids))
+    assert all((known.prior.columns()[k] == v).all() for k, v in both.columns().items() if k != "gates")
+    assert any(len(v) != len(alone.columns()[k]) or (v != alone.columns()[k]).any() for k, v in both.columns().items())
+    last = np.concatenate([ids[0][-10_000:], ids[1][len(ids[0]) :]])
+    start = len(last) - len(held_out)
+    alone_bits = by_depth(open_runtime(known, 1, prior=False), last, start, start)
+    assert (known.prior.gates == counting.fit_gates(alone, alone_bits, last, start).gates).all()
     bits = []
     for flag in ("--prior", "--no-prior"):
         out = tmp_path / "eval.json"

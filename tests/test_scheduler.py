@@ -6,7 +6,7 @@ import pytest
 from fake_runtime import FakeRuntime
 
 from model.automaton import stops
-from model.runtime.base import Draw, Job
+from model.runtime.base import Draw, Guide, Job
 from model.sampling import SamplingParams
 from model.tokenizer import Bytes
 from service.request import MAX_PENDING, Generation
@@ -458,3 +458,102 @@ def test_a_paused_generation_has_no_job() -> None:
     assert [g for g, _ in s.schedule(0.0)] == [other]
     lagging.num_taken += 1
     assert [g for g, _ in s.schedule(0.0)] == [lagging, other]
+
+
+def guided(name: str, prompt: int = 3, max_tokens: int = 10) -> Generation:
+    """A generation with a guide, whose prompt begins in another way."""
+    generation = make(name, prompt, max_tokens)
+    generation.guide, generation.guidance = [7, *generation.prompt[1:]], 2.0
+    return generation
+
+
+def test_a_guided_one_waits_for_two_slots() -> None:
+    """Nobody overtakes it meanwhile; both slots are reset, and free afterwards."""
+    s = scheduler(slots=3)
+    first, second, third, after = make("1"), make("2"), guided("3"), make("4")
+    s.add(first, second, third, after)
+    assert [g.id for g, _ in s.schedule(0.0)] == ["1", "2"]
+    s.remove(first)
+    work = s.schedule(0.0)
+    assert [g.id for g, _ in work] == ["2", "3"]
+    assert (third.slot, third.guide_slot) == (0, 2)
+    assert s.runtime.resets == [0, 1, 0, 2]
+    assert [g.id for g in s.waiting] == ["4"]
+    s.remove(third)
+    s.remove(third)
+    assert (sorted(s.free), third.slot, third.guide_slot) == ([0, 2], None, None)
+
+
+def test_a_guided_one_of_a_busy_key_blocks_no_other_key() -> None:
+    """It is passed over as any other, whatever is free; and two slots count as two."""
+    s = scheduler(slots=5, queue=9, max_per_key=3)
+    mine = [guided("a1"), guided("a2"), make("a3"), make("b1"), make("b2")]
+    for generation in mine:
+        generation.key = generation.id[0]
+        s.add(generation)
+    assert [g.id for g, _ in s.schedule(0.0)] == ["a1", "a3", "b1", "b2"]
+    assert [g.id for g in s.waiting] == ["a2"]
+
+
+def test_a_guided_one_that_waits_shortens_bursts() -> None:
+    """As a full house does: the slot that it still needs is seen soon."""
+    s = scheduler(slots=2, burst_seconds=10.0)
+    first = make("1", max_tokens=1000)
+    s.add(first)
+    book(s.schedule(0.0))
+    s.observe([job for _, job in s.schedule(0.0)], 1, 0.001)
+    s.add(guided("2"))
+    ((_, job),) = s.schedule(0.0)
+    assert job.draw.max_new == MAX_BURST_QUEUED
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_guides_part_counts_in_the_budget(*, exact: bool) -> None:
+    """A step reads half as much of a guided prompt, and what it learns is the cost of one token."""
+    plain, other = scheduler(slots=4, exact=exact), scheduler(slots=4, exact=exact)
+    plain.add(make("1", prompt=2000))
+    other.add(guided("1", prompt=2000))
+    assert len(plain.schedule(0.0)) == 1
+    work = other.schedule(0.0)
+    assert {len(job.tokens) for _, job in work} == {256 if exact else PREFILL_CHUNK}
+    other.observe([job for _, job in work], 0, len(work[0][1].tokens) * 2e-3)
+    assert other.prefill_seconds == pytest.approx(1e-3)
+    job = Job(0, [1] * 50, draw=Draw(SamplingParams(), 1, guide=Guide(1, [2] * 50, 2.0)))
+    again = scheduler()
+    again.observe([job], 1, 0.1)
+    assert again.prefill_seconds == pytest.approx(1e-3)
+
+
+def test_a_guide_reads_the_same_parts() -> None:
+    """A part of a prompt is a job for each slot; the last part and a burst are one job with a guide."""
+    s = scheduler(exact=False)
+    generation = guided("g", prompt=PREFILL_CHUNK + 5)
+    s.add(generation)
+    work = s.schedule(0.0)
+    assert [(job.slot, job.tokens, job.draw) for _, job in work] == [
+        (0, generation.prompt[:PREFILL_CHUNK], None),
+        (1, generation.guide[:PREFILL_CHUNK], None),
+    ]
+    book(work[:1])
+    ((_, last),) = s.schedule(0.0)
+    assert last.draw.guide == Guide(1, generation.guide[PREFILL_CHUNK:], 2.0)
+    book([(generation, last)])
+    ((_, burst),) = s.schedule(0.0)
+    assert (burst.tokens, burst.draw.guide) == ([120], Guide(1, [120], 2.0))
+
+
+def test_a_guide_counts_as_a_stream() -> None:
+    """In what a step costs, and in what a key may hold."""
+    s = scheduler(slots=8)
+    s.add(guided("1"), guided("2"))
+    work = s.schedule(0.0)
+    book(work)
+    s.observe([job for _, job in s.schedule(0.0)], 5, 0.5)
+    assert s._cost(4) == pytest.approx(0.1)
+    s = scheduler(slots=8, queue=8, max_per_key=2)
+    for generation in (mine := [guided("1"), make("2"), make("3")]):
+        generation.key = "k"
+        s.add(generation)
+    assert [g.id for g, _ in s.schedule(0.0)] == ["1"]
+    s.remove(mine[0])
+    assert [g.id for g, _ in s.schedule(0.0)] == ["2", "3"]

@@ -260,9 +260,15 @@ def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-8)
 
 
-def test_carried_windows_are_one_long_window(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shift", [False, True])
+def test_carried_windows_are_one_long_window(corpus: Path, tmp_path: Path, *, shift: bool) -> None:
     """Where weights stand still, two windows with the state between them have the loss of one of twice the length."""
-    still: dict[str, Any] = {"model": {}, "adamw_rate": 1e-30, "muon_rate": 1e-30, "begin_share": 0.5}
+    still: dict[str, Any] = {
+        "model": {"token_shift": shift},
+        "adamw_rate": 1e-30,
+        "muon_rate": 1e-30,
+        "begin_share": 0.5,
+    }
     two = make_trainer(make_recipe(corpus, length=16, carry=2, save_every=2, **still), tmp_path / "two")
     one = make_trainer(make_recipe(corpus, length=32, **still), tmp_path / "one")
     for _ in range(2):  # the second row begins anew

@@ -1,4 +1,4 @@
-"""The pictures of checkpoints/emoji/README.md: samples, their nearest training pictures, completions.
+"""The pictures of checkpoints/emoji/README.md: samples, guided ones, nearest training pictures, completions.
 
     .venv/bin/python benchmarks/emoji/pictures.py checkpoints/emoji
 
@@ -20,6 +20,7 @@ from model.pixels import Pixels
 from model.runtime.choice import open_runtime
 
 SAMPLES, NEAREST, HELD_OUT, WAYS, SCALE = 64, 16, 8, 8, 3
+GUIDANCE = 3.0
 
 
 def nearest(image: Pixels, training: ImageSet) -> Pixels:
@@ -30,17 +31,20 @@ def nearest(image: Pixels, training: ImageSet) -> Pixels:
 
 
 def main(folder: Path) -> None:
-    """Draw all three sheets into the folder."""
+    """Draw all sheets into the folder."""
     checkpoint = Checkpoint(folder)
     codec, size = checkpoint.pixels, checkpoint.pixels.raster.width
     pictures = images.load("emoji", size)
-    runtime = open_runtime(checkpoint, SAMPLES)
+    runtime = open_runtime(checkpoint, 2 * SAMPLES)
     labels, styles = codec.labels, codec.styles
     asked = [codec.prompt(labels[i * len(labels) // SAMPLES], styles[i % len(styles)]) for i in range(SAMPLES)]
     samples = draw_together(runtime, codec, asked)
     (folder / "samples.png").write_bytes(pixels.to_png(pixels.sheet(samples, columns=16, scale=SCALE)))
     blank = sum(int(image.mean() >= 253) for image in samples)
     print(f"{SAMPLES} samples, by category ({', '.join(labels)}), styles {', '.join(styles)} in turn; blank: {blank}")
+
+    guided = draw_together(runtime, codec, asked, GUIDANCE)
+    (folder / "guided.png").write_bytes(pixels.to_png(pixels.sheet(guided, columns=16, scale=SCALE)))
 
     few = samples[:: SAMPLES // NEAREST]
     pairs = [image for sample in few for image in (sample, nearest(sample, pictures.subset(0)))]

@@ -125,7 +125,7 @@ class Convolved(Shifted):
 
 
 class ShiftQKV(Network):
-    """The shipped network with a token shift before q, k and v."""
+    """A token shift before q, k and v, a share for each."""
 
     layer: type[AFT] = Shifted
 
@@ -137,13 +137,13 @@ class ShiftQKV(Network):
 
 
 class ShiftLayer(ShiftQKV):
-    """The shipped network with one token shift for q, k and v."""
+    """One token shift for q, k and v."""
 
     layer = ShiftedAtOnce
 
 
 class ShiftQKVAndMLP(ShiftQKV):
-    """The shipped network with a token shift before q, k and v, and before the MLP."""
+    """A token shift before q, k and v, and one before the MLP; the shipped network has one share for q, k and v."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

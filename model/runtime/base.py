@@ -6,6 +6,7 @@ drawn token is returned and not consumed: the next job of that slot begins with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,6 +36,19 @@ class Stop(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Guide:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): a second stream, told less, for comparison.
+
+    Its slot consumes ``tokens``, then what is drawn, as the guided one does. Drawn is from g + weight (own - g), g its
+    logits: what the guided stream was told and this one was not counts ``weight`` times.
+    """
+
+    slot: int
+    tokens: Sequence[int]  # n >= 1; after them the slot has consumed no more than the guided one after its own
+    weight: float  # finite; 1 is the guided stream's own logits, but for rounding
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """Draw up to ``max_new`` tokens after the job's own."""
 
@@ -42,6 +56,7 @@ class Draw:
     max_new: int  # >= 1
     automaton: Automaton | None = None
     top: int = 0  # report the likeliest so many tokens beside each drawn one
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +131,14 @@ class Runtime(Protocol):
 
 def check_jobs(jobs: Sequence[Job], runtime: Runtime) -> None:
     """JobError for the first job that cannot run."""
-    slots = [job.slot for job in jobs]
+    guides = [job.draw.guide for job in jobs if job.draw is not None and job.draw.guide is not None]
+    slots = [job.slot for job in jobs] + [guide.slot for guide in guides]
     if len(set(slots)) != len(slots):
         raise JobError(f"a slot may have one job in a call, given {slots}")
     for job in jobs:
         _check_job(job, runtime)
+        if job.draw is not None and job.draw.guide is not None:
+            _check_guide(job, job.draw.guide, runtime)
 
 
 def _check_job(job: Job, runtime: Runtime) -> None:
@@ -138,6 +156,15 @@ def _check_job(job: Job, runtime: Runtime) -> None:
         raise JobError(f"slot {job.slot}: {len(job.tokens)} tokens, but the model ends after {room} more")
     if job.draw is not None:
         _check_draw(job.slot, job.draw, runtime)
+
+
+def _check_guide(job: Job, guide: Guide, runtime: Runtime) -> None:
+    _check_job(Job(guide.slot, guide.tokens), runtime)
+    if not math.isfinite(guide.weight):
+        raise JobError(f"slot {job.slot}: the guide's weight is {guide.weight}")
+    longer = runtime.position(guide.slot) + len(guide.tokens) - runtime.position(job.slot) - len(job.tokens)
+    if longer > 0:
+        raise JobError(f"slot {job.slot}: its guide is {longer} tokens ahead, and would end before it")
 
 
 def _check_draw(slot: int, draw: Draw, runtime: Runtime) -> None:

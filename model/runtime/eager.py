@@ -69,9 +69,11 @@ class EagerRuntime:
         done = [Done() for _ in jobs]
         # one token is a decode step's work; more are a prefill of their own
         last: dict[int, NDArray[np.float32]] = {}
-        single = [job for job in jobs if len(job.tokens) == 1]
+        guides = [job.draw.guide for job in jobs if job.draw is not None and job.draw.guide is not None]
+        read = [*jobs, *(Job(guide.slot, guide.tokens) for guide in guides)]
+        single = [job for job in read if len(job.tokens) == 1]
         stepped = self._step({job.slot: job.tokens[0] for job in single}) if single else {}
-        for job, result in zip(jobs, done, strict=True):
+        for job, result in zip(read, [*done, *(Done() for _ in guides)], strict=True):
             rows = stepped[job.slot][None] if job.slot in stepped else self._prefill(job)
             rows = self._mixed(job.slot, rows, job.tokens)
             self._samplers[job.slot].consume(job.tokens)
@@ -92,12 +94,16 @@ class EagerRuntime:
             going = []
             for job, result in live:
                 assert job.draw is not None
-                slot = job.slot
-                self._samplers[slot].draw(last[slot], job.draw, self._positions[slot], result)
+                slot, guide = job.slot, job.draw.guide
+                told_less = last[guide.slot] if guide is not None else None
+                self._samplers[slot].draw(last[slot], job.draw, self._positions[slot], result, told_less)
                 if result.stopped is None and self._positions[slot] == self.max_position:
                     result.stopped = Stop.LENGTH
                 if result.stopped is None and len(result.drawn) < job.draw.max_new:
                     drawn[slot] = result.drawn[-1]
+                    if guide is not None:
+                        drawn[guide.slot] = result.drawn[-1]
+                        self._samplers[guide.slot].consume(result.drawn[-1:])
                     going.append((job, result))
             live = going
             if drawn:

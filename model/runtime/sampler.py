@@ -39,9 +39,23 @@ class SlotSampler:
         """Whether the automaton has the state that the slot is in."""
         return how.automaton is None or self.automaton_state < len(how.automaton.next)
 
-    def draw(self, logits: NDArray[np.float32], how: Draw, position: int, done: Done) -> None:
-        """Draw one token from logits (V) and add it to ``done``; a fault where there is none to draw."""
-        scores = penalised(logits, how.params, self.counts, self.seen)
+    def draw(
+        self,
+        logits: NDArray[np.float32],
+        how: Draw,
+        position: int,
+        done: Done,
+        guide: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Draw one token from logits (V) and add it to ``done``; a fault where there is none to draw.
+
+        ``guide``: the logits (V) of the job's guide, where it has one.
+        """
+        wide = logits.astype(np.float64)
+        if guide is not None and how.guide is not None:
+            with np.errstate(over="ignore", invalid="ignore"):  # a weight beyond all measure: a fault, below
+                wide = guide + how.guide.weight * (wide - guide)
+        scores = penalised(wide, how.params, self.counts, self.seen)
         if how.automaton is not None:
             scores[how.automaton.next[self.automaton_state] == FORBIDDEN] = -math.inf
         try:

@@ -108,6 +108,16 @@ def _prompt(codec: PixelCodec, body: ImageRequest | ScoreRequest) -> list[int]:
         raise errors.invalid(f"name: {error}", "name") from None
 
 
+def _guide(model: Served, codec: PixelCodec, body: ImageRequest, prompt: list[int]) -> list[int] | None:
+    """What is read beside a guided drawing; None where it would be the same. ApiError without a slot for it."""
+    less = codec.guide(prompt)
+    if body.guidance in (None, 1) or less == prompt:
+        return None
+    if model.runtime.num_slots < 2:
+        raise errors.invalid("guidance: a guided drawing takes two slots, and this server has one", "guidance")
+    return less
+
+
 def _upload(form: Form, name: str, codec: PixelCodec) -> Any:
     """A file of the form as an image of the model's size. ApiError names what is wrong."""
     if unknown := set(form.files) - {"image", "mask"}:
@@ -154,6 +164,7 @@ async def _draw(
         raise errors.invalid(f"size: this model draws {size} (or auto), not {errors.clip(body.size or '')}", "size")
     seed = secrets.randbits(53) if body.seed is None else body.seed
     prompt, automaton = [*_prompt(codec, body), *known], values_only(codec)
+    guide = _guide(model, codec, body, prompt)
     drawn = [
         Generation(
             id=f"img-{secrets.token_hex(12)}",
@@ -168,6 +179,8 @@ async def _draw(
             ),
             max_tokens=codec.raster.size - len(known),
             automaton=automaton,
+            guide=guide,
+            guidance=1.0 if body.guidance is None else body.guidance,
         )
         for sample in range(body.n or 1)
     ]

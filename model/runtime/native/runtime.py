@@ -161,10 +161,10 @@ def _draw(draw: Draw | None) -> tuple[object, ...] | None:
     p = draw.params
     floats = [p.temperature, p.top_p, p.min_p, p.frequency_penalty, p.presence_penalty, p.repetition_penalty]
     bias = [(int(token), float(value)) for token, value in p.logit_bias.items()]
-    table = _table(draw.automaton)
+    table, guide = _table(draw.automaton), draw.guide
     return (
         [float(x) for x in floats], p.top_k, p.seed & (2**64 - 1), p.sample & (2**32 - 1), bias, draw.max_new,
-        draw.top, table,
+        draw.top, table, (guide.slot, list(guide.tokens), float(guide.weight)) if guide is not None else None,
     )  # fmt: skip
 
 

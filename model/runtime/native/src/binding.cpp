@@ -51,7 +51,8 @@ public:
               }(),
               tensors_of(arrays), num_slots, max_position, threads, target) {}
 
-    // Each job: (slot, tokens, targets, logits, draw or None); a draw: (floats, ints, bias, max_new, top, automaton).
+    // Each job: (slot, tokens, targets, logits, draw or None); a draw: (floats, top_k, seed, sample, bias, max_new, top,
+    // automaton, guide or None); a guide: (slot, tokens, weight).
     nb::list run(const nb::list& given) {
         std::vector<Job> jobs;
         std::vector<Table> alive;  // the automata must not go while they are used
@@ -152,6 +153,11 @@ private:
                 throw nb::value_error("the automaton does not fit the vocabulary or the slot");
             job.draw.automaton = table.data();
             alive.push_back(table);
+        }
+        if (!draw[8].is_none()) {
+            const auto guide = nb::cast<nb::tuple>(draw[8]);
+            job.draw.guide = {nb::cast<int32_t>(guide[0]), nb::cast<std::vector<int32_t>>(guide[1]),
+                              nb::cast<double>(guide[2])};
         }
         return job;
     }

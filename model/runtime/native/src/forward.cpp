@@ -208,7 +208,7 @@ void add_rows(float* x, int64_t padded, Span own, int32_t rows, const float* y, 
 }
 
 // Each row mixed with what stood before it: the row above, or what the state kept (its half of a word).
-void shift_rows(const Model& m, int32_t l, const Row* rows, int32_t count, const float* share, F (*half)(U),
+void shift_rows(const Model& m, int32_t l, const Row* rows, int32_t count, const float* shares, F (*half)(U),
                 const float* normed, float* shifted) {
     const int64_t padded = int64_t(m.dim_blocks) * LANES;
     for (int32_t r = 0; r < count; ++r) {
@@ -217,7 +217,7 @@ void shift_rows(const Model& m, int32_t l, const Row* rows, int32_t count, const
         for (int64_t c = 0; c < padded; c += LANES) {
             const F x = load(normed + r * padded + c);
             const F before = first ? half(load(kept + c)) : load(normed + (r - 1) * padded + c);
-            store(shifted + r * padded + c, rounded_input(before + load(share + c) * (x - before)));
+            store(shifted + r * padded + c, rounded_input(before + load(shares + c) * (x - before)));
         }
     }
 }

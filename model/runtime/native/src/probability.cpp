@@ -20,8 +20,8 @@ D all(double x) { return D{} + x; }
 D load(const double* p) { return *reinterpret_cast<const Du*>(p); }
 void store(double* p, D x) { *reinterpret_cast<Du*>(p) = x; }
 
-// exp(x) for x <= 0 and a little above, to the last bits: n ln 2 is taken off in two parts, then a Taylor series. No libm:
-// its last bits differ between machines.
+// exp(x) for x <= 0 and a little above, to the last bits: n ln 2 is taken off in two parts, then a Taylor series. No
+// libm: its last bits differ between machines.
 D exp(D x) {
     D clipped = x < -700.0 ? all(-700.0) : x;
     clipped = clipped > 700.0 ? all(700.0) : clipped;
@@ -86,11 +86,11 @@ void blend(float* logits, int32_t count, const int32_t* alphabet, int32_t letter
            double* scratch) {
     const double rest = 1.0 - gate;
     const Normaliser own = normalise(logits, count);
-    for (int32_t i = 0; i < letters; ++i) scratch[i] = own.logprob(logits[alphabet[i]]);
+    for (int32_t i = 0; i < letters; ++i) scratch[i] = logprob(own, logits[alphabet[i]]);
     for (int32_t i = 0; i < letters; i += WIDE)
         store(scratch + i, log(rest * exp(load(scratch + i)) + gate * load(q + i)));
     const double shift = log(all(rest))[0];
-    for (int32_t i = 0; i < count; ++i) logits[i] = float(own.logprob(logits[i]) + shift);
+    for (int32_t i = 0; i < count; ++i) logits[i] = float(logprob(own, logits[i]) + shift);
     for (int32_t i = 0; i < letters; ++i) logits[alphabet[i]] = float(scratch[i]);
 }
 

@@ -8,8 +8,9 @@ namespace aft {
 // log(sum(exp(logits))) and the largest logit: a token's log-probability is logit - largest - log_sum.
 struct Normaliser {
     double largest, log_sum;
-    double logprob(float logit) const { return (double(logit) - largest) - log_sum; }
 };
+// static: a shared copy might be the one that was compiled for a processor that is not here
+static inline double logprob(const Normaliser& n, float logit) { return (double(logit) - n.largest) - n.log_sum; }
 using Normalise = Normaliser (*)(const float* logits, int32_t count);
 
 // exp((scores - largest) / temperature), in place.

@@ -263,7 +263,8 @@ void Runtime::pass(const std::vector<Row>& rows, const std::vector<Recent>& cont
         target_.forward(model_, rows.data(), int32_t(rows.size()), int32_t(contexts.size()), buffers_, team);
         if (!prior_) return;
         for (size_t i = thread; i < contexts.size(); i += pool_.threads())
-            prior_.mix(*target_.probability, logits_row(int32_t(i)), model_.vocab_size, contexts[i], draw_scratch_[thread]);
+            prior_.mix(*target_.probability, logits_row(int32_t(i)), model_.vocab_size, contexts[i],
+                       draw_scratch_[thread]);
     });
 }
 
@@ -272,7 +273,8 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
     const int32_t vocab = model_.vocab_size;
     struct Live {
         size_t job;
-        int32_t row;  // of the logits to draw from
+        int32_t row;    // of the logits to draw from
+        int32_t guide;  // of its guide's, or -1
     };
     std::vector<Live> live;
 
@@ -283,15 +285,20 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
         const float* logits = logits_row(at.row);
         const int32_t* states = job.draw.automaton;
         const int32_t* allowed = states ? states + int64_t(slot.sampler.automaton_state) * vocab : nullptr;
+        scratch.assign(logits, logits + vocab);
+        if (at.guide >= 0) {
+            const float* less = logits_row(at.guide);
+            for (int32_t i = 0; i < vocab; ++i) scratch[i] = less[i] + job.draw.guide.weight * (scratch[i] - less[i]);
+        }
         const int32_t token =
-            draw(*target_.probability, logits, vocab, job.draw.params, slot.sampler, allowed, slot.position, scratch);
+            draw(*target_.probability, scratch, job.draw.params, slot.sampler, allowed, slot.position);
         if (token < 0) {
             result.stopped = Stop::FAULT;
             return;
         }
         const Normaliser own = target_.probability->normalise(logits, vocab);
         result.drawn.push_back(token);
-        result.logprobs.push_back(own.logprob(logits[token]));
+        result.logprobs.push_back(logprob(own, logits[token]));
         if (job.draw.top) {
             std::vector<int32_t> order(vocab);
             for (int32_t i = 0; i < vocab; ++i) order[i] = i;
@@ -300,7 +307,7 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
                 return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
             });
             auto& top = result.top.emplace_back();
-            for (int32_t i = 0; i < count; ++i) top.emplace_back(order[i], own.logprob(logits[order[i]]));
+            for (int32_t i = 0; i < count; ++i) top.emplace_back(order[i], logprob(own, logits[order[i]]));
         }
         slot.sampler.counts[token] += 1;
         slot.sampler.seen[token] = 1;
@@ -338,7 +345,7 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
             const float* logits = logits_row(want.row);
             if (!job.targets.empty())
                 done[want.job].target_logprobs.push_back(
-                    target_.probability->normalise(logits, vocab).logprob(logits[job.targets[want.index]]));
+                    logprob(target_.probability->normalise(logits, vocab), logits[job.targets[want.index]]));
             const bool last = want.index + 1 == job.tokens.size();
             if (job.logits == Logits::ALL || (job.logits == Logits::LAST && last))
                 done[want.job].logits.insert(done[want.job].logits.end(), logits, logits + vocab);
@@ -353,21 +360,37 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
         wanted.clear();
         drawn_in_pass.clear();
     };
+    // one position more of a slot; the row of its logits, where they are wanted
+    auto feed = [&](int32_t number, int32_t token, bool logits) {
+        Slot& slot = slots_[number];
+        const int32_t row = logits ? int32_t(contexts.size()) : -1;
+        rows.push_back({states_ + number * slot_words_, slot.position, token, row});
+        slot.position += 1;
+        slot.recent.push(token);
+        if (logits) contexts.push_back(slot.recent);
+        slot.sampler.seen[token] = 1;
+        return row;
+    };
+    // first what guides read before their last token: in passes of their own, for rows of one slot stand together
+    for (const Job& job : jobs)
+        for (size_t i = 0; job.draws && i + 1 < job.draw.guide.tokens.size(); ++i) {
+            feed(job.draw.guide.slot, job.draw.guide.tokens[i], false);
+            if (int32_t(rows.size()) == MAX_ROWS) flush();
+        }
+    flush();
     for (size_t j = 0; j < jobs.size(); ++j) {
         const Job& job = jobs[j];
-        Slot& slot = slots_[job.slot];
+        const Guide& guide = job.draw.guide;
+        const bool guided = job.draws && guide;
         for (size_t i = 0; i < job.tokens.size(); ++i) {
             const bool last = i + 1 == job.tokens.size();
             const bool logits = !job.targets.empty() || job.logits == Logits::ALL ||
                                 (last && (job.draws || job.logits == Logits::LAST));
-            const int32_t row = logits ? int32_t(wanted.size()) : -1;
+            if (last && guided && int32_t(rows.size()) + 2 > MAX_ROWS) flush();  // both are drawn from together
+            const int32_t row = feed(job.slot, job.tokens[i], logits);
             if (logits) wanted.push_back({j, i, row});
-            rows.push_back({states_ + job.slot * slot_words_, slot.position, job.tokens[i], row});
-            slot.position += 1;
-            slot.recent.push(job.tokens[i]);
-            if (logits) contexts.push_back(slot.recent);
-            slot.sampler.seen[job.tokens[i]] = 1;
-            if (last && job.draws) drawn_in_pass.push_back({j, row});
+            if (last && job.draws)
+                drawn_in_pass.push_back({j, row, guided ? feed(guide.slot, guide.tokens.back(), true) : -1});
             if (int32_t(rows.size()) == MAX_ROWS) flush();
         }
     }
@@ -377,13 +400,9 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
     while (!going.empty()) {
         live.clear();
         for (size_t j : going) {
-            Slot& slot = slots_[jobs[j].slot];
-            const int32_t row = int32_t(rows.size());
-            rows.push_back({states_ + jobs[j].slot * slot_words_, slot.position, done[j].drawn.back(), row});
-            live.push_back({j, row});
-            slot.position += 1;
-            slot.recent.push(done[j].drawn.back());
-            contexts.push_back(slot.recent);
+            const int32_t token = done[j].drawn.back(), row = feed(jobs[j].slot, token, true);
+            const Guide& guide = jobs[j].draw.guide;
+            live.push_back({j, row, guide ? feed(guide.slot, token, true) : -1});
         }
         pass(rows, contexts);
         rows.clear();

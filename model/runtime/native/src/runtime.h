@@ -26,10 +26,19 @@ struct Tensor {
 };
 using Tensors = std::map<std::string, Tensor>;
 
+// A slot that reads what a draw's own slot reads, after another beginning: model/runtime/base.py.
+struct Guide {
+    int32_t slot = -1;  // none
+    std::vector<int32_t> tokens;
+    double weight = 1;
+    explicit operator bool() const { return slot >= 0; }
+};
+
 struct Draw {
     Params params;
     int32_t max_new = 1, top = 0;
     const int32_t* automaton = nullptr;  // (states, vocab)
+    Guide guide;
 };
 
 enum class Logits { NONE, LAST, ALL };

@@ -64,9 +64,9 @@ double uniform(uint64_t seed, uint32_t sample, uint64_t position) {
     return double(uint64_t(c[0]) << 21 | c[1] >> 11) * 0x1p-53;
 }
 
-int32_t draw(const Probability& probability, const float* logits, int32_t count, const Params& params,
-             const Sampler& sampler, const int32_t* allowed, uint64_t position, std::vector<double>& scores) {
-    scores.assign(logits, logits + count);
+int32_t draw(const Probability& probability, std::vector<double>& scores, const Params& params, const Sampler& sampler,
+             const int32_t* allowed, uint64_t position) {
+    const int32_t count = int32_t(scores.size());
     penalise(scores.data(), count, params, sampler);
     if (allowed)
         for (int32_t i = 0; i < count; ++i)

@@ -26,9 +26,8 @@ struct Sampler {
 void philox(uint32_t counter[4], uint32_t k, uint32_t m);
 double uniform(uint64_t seed, uint32_t sample, uint64_t position);
 
-// One token from logits, or -1 where none may be drawn. ``allowed``: the automaton's row, or null. ``scratch`` is
-// reused memory.
-int32_t draw(const Probability& probability, const float* logits, int32_t count, const Params& params,
-             const Sampler& sampler, const int32_t* allowed, uint64_t position, std::vector<double>& scratch);
+// One token from scores, which are changed, or -1 where none may be drawn. ``allowed``: the automaton's row, or null.
+int32_t draw(const Probability& probability, std::vector<double>& scores, const Params& params, const Sampler& sampler,
+             const int32_t* allowed, uint64_t position);
 
 }  // namespace aft
