@@ -20,9 +20,8 @@ from model.tokenizer import Bytes, Tokenizer
 Ids = NDArray[np.int32]
 Examples = tuple[Tensor, Tensor]  # inputs and targets (N, T) int64
 IGNORED = -100  # a target that is not learned and not scored (the default of torch's cross_entropy)
-
-
 PIECE = 1 << 20  # characters
+HIDDEN_TOGETHER = 0.5  # of the pictures whose label is left out, those whose name is left out, too
 
 
 class Source(Protocol):
@@ -166,7 +165,9 @@ class Pictures:
         styles = np.where(hidden[1] | (not self.codec.styles), 0, self.pictures.style[chosen] + 1)
         first = self.codec.condition()
         conditions = first + labels * (len(self.codec.styles) + 1) + styles
-        which, nameless = rng.random(size), rng.random(size) < self.nameless_share
+        # some are told neither, as a guide is
+        share = np.where(hidden[0], max(self.nameless_share, HIDDEN_TOGETHER), self.nameless_share)
+        which, nameless = rng.random(size), rng.random(size) < (share if self.nameless_share else 0.0)
         named = np.stack([self.names[i][int(x * len(self.names[i]))] for i, x in zip(chosen, which, strict=True)])
         named = np.where(nameless[:, None], np.array(self.codec.spell(""), np.int64), named)
         return examples(images, np.concatenate([conditions[:, None], named], 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from model import images
@@ -181,6 +182,22 @@ def test_any_of_its_names_or_none() -> None:
     assert seen == {tuple(codec.spell(name)) for name in ("", "grinning", "old name", "1f600", "a b c")}
     nameless = (inputs[:, 1:9] == codec.spell("")[0]).all(1).float().mean()
     assert 0.4 < float(nameless) < 0.6
+
+
+@pytest.mark.usefixtures("emoji")
+def test_some_are_told_neither_label_nor_name() -> None:
+    """As a guide is; half of those without a label, the others as often as asked."""
+    loaded = images.load("emoji", 4)
+    codec = PixelCodec(Raster(height=4, width=4, name_length=8), loaded.labels, loaded.styles)
+    source = Pictures(loaded, codec, brightness=0, any_share=0.5, nameless_share=0.1, seed=1)
+    inputs, _ = source.batch(0, 4000)
+    nameless = (inputs[:, 1:9] == codec.spell("")[0]).all(1)
+    labelless = torch.tensor(
+        [codec.guide([condition]) == [condition, *codec.spell("")] for condition in inputs[:, 0].tolist()]
+    )
+    assert 0.45 < float(labelless.float().mean()) < 0.55
+    assert 0.45 < float(nameless[labelless].float().mean()) < 0.6
+    assert 0.05 < float(nameless[~labelless].float().mean()) < 0.2
 
 
 @pytest.mark.usefixtures("emoji")

@@ -486,7 +486,9 @@ def test_interrupted(tmp_path: Path) -> None:
     fake = Fake(itertools.chain([FAULTS["ok"]] * 2, itertools.repeat(hang)))
     # a shell that runs the tests in the background has them ignore it, and so would the child
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with serving(fake) as url:
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, before)
+        url = stack.enter_context(serving(fake))
         process = subprocess.Popen(
             [str(live.AFT), "bench", "serve", url, "--concurrency", "1", "--prompt-chars", "1,2", "--requests", "1",
              "--json", str(tmp_path / "out.json")],
@@ -496,7 +498,6 @@ def test_interrupted(tmp_path: Path) -> None:
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         said, errors = process.communicate(timeout=30)
-    signal.signal(signal.SIGINT, before)
     assert process.returncode == 130, errors
     assert "interrupted: 1 of 2 points" in said
     assert "Traceback" not in errors

@@ -2,6 +2,7 @@
 //
 // A thread owns channels. It projects, mixes and writes only those; what a product reads of others lies behind a
 // barrier. Norms are computed by every thread for itself. No result depends on the number of threads or rows.
+#include "environment.h"
 #include "matmul.h"
 #include "vector.h"
 
@@ -289,22 +290,6 @@ void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows,
            buffers.logits + own_vocab.first * LANES, vocab);
     team.barrier(team.pool);
 }
-
-// The floating-point environment that the numbers are defined in: round to nearest, denormals as they are.
-struct Environment {
-#if defined(__x86_64__)
-    unsigned int saved = __builtin_ia32_stmxcsr();
-    Environment() { __builtin_ia32_ldmxcsr(0x1f80); }
-    ~Environment() { __builtin_ia32_ldmxcsr(saved); }
-#elif defined(__aarch64__)
-    uint64_t saved;
-    Environment() {
-        asm volatile("mrs %0, fpcr" : "=r"(saved));
-        asm volatile("msr fpcr, %0" : : "r"(uint64_t(0)));
-    }
-    ~Environment() { asm volatile("msr fpcr, %0" : : "r"(saved)); }
-#endif
-};
 
 void guarded_forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows, const Buffers& buffers,
                      const Team& team) {

@@ -1,10 +1,11 @@
-#include "probability.h"
-
-#include "types.h"
-
 #ifndef AFT_TARGET
 #error "compile with -DAFT_TARGET=name"
 #endif
+
+#include "probability.h"
+
+#include "environment.h"
+#include "types.h"
 
 namespace aft::AFT_TARGET {
 namespace {
@@ -94,9 +95,25 @@ void blend(float* logits, int32_t count, const int32_t* alphabet, int32_t letter
     for (int32_t i = 0; i < letters; ++i) logits[alphabet[i]] = float(scratch[i]);
 }
 
+Normaliser guarded_normalise(const float* logits, int32_t count) {
+    Environment environment;
+    return normalise(logits, count);
+}
+
+void guarded_weigh(double* scores, int32_t count, double largest, double temperature) {
+    Environment environment;
+    weigh(scores, count, largest, temperature);
+}
+
+void guarded_blend(float* logits, int32_t count, const int32_t* alphabet, int32_t letters, const double* q, double gate,
+                   double* scratch) {
+    Environment environment;
+    blend(logits, count, alphabet, letters, q, gate, scratch);
+}
+
 }  // namespace
 
 extern const Probability probability;
-const Probability probability = {normalise, weigh, blend};
+const Probability probability = {guarded_normalise, guarded_weigh, guarded_blend};
 
 }  // namespace aft::AFT_TARGET
