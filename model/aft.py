@@ -4,7 +4,8 @@
 
 q, k, v are projections of the layer's input; an output projection follows. Only the position bias b differs between
 the variants (model/bias.py). The average is computed position by position with a state of fixed size
-(model/recurrent.py) or for many positions at once (model/parallel.py); both give the same numbers.
+(model/recurrent.py) or for many positions at once (model/parallel.py); both give the same numbers, those of the plain
+loops in model/reference.py. The paper writes w_{t,t'} for b(t, t').
 
 Glossary: B sequences, T positions, D channels, H heads, C = D / H channels of a head, K channels of a head's key
 (C, or 1 in AFT-conv), s window, q queries, k keys, v values, b position bias, lambda decay.
@@ -32,7 +33,7 @@ class AFT(nn.Module):
         self.v = nn.Linear(config.dim, config.dim, bias=False)
         self.o = nn.Linear(config.dim, config.dim, bias=False)
         self.bias = make_bias(config)
-        self.shifts = 2 if config.token_shift else 0  # the block's, of which the layer's state keeps the inputs
+        self.shifts = 2 if config.token_shift else 0  # of the block; their last inputs are kept in this layer's state
         self._frozen: Coefficients | None = None
         self.num_scanned = 0  # sequences of the last call that the fast form handed to the exact scan
 

@@ -28,7 +28,7 @@ from model.recurrent import LOG2E, State, init_state, reframe, scan
 MIN_DENOMINATOR = 2.0**-90
 LN2 = math.log(2)
 
-# Positions up to which T x T at once beats chunks, and the chunk length beyond it (docs/model.md has the measurement).
+# Positions up to which T x T at once beats chunks, and the chunk length beyond it (docs/benchmarks.md measures both).
 AT_ONCE = 512
 CHUNK = 128
 

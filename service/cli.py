@@ -1,4 +1,4 @@
-"""``aft serve | key | generate | train | prior | eval | bench | data``: what a command needs is imported as it runs."""
+"""``aft``: every command. What a command needs is imported as it runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from service.counting import prior as count_prior
+from service.extras import require
 from service.load.cli import serve as bench_serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -24,6 +25,14 @@ def fail(message: str) -> typer.Exit:
     """One line on standard error, and status 1."""
     typer.echo(f"aft: {message}", err=True)
     return typer.Exit(1)
+
+
+def require_or_fail(what: str, *modules: str) -> None:
+    """One line and status 1 where what a command needs is not installed."""
+    try:
+        require(what, *modules)
+    except ValueError as error:
+        raise fail(str(error)) from None
 
 
 @app.command()
@@ -125,12 +134,7 @@ def train(
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Train a model; interrupted, the same command goes on where it stopped."""
-    from service.training import require_training_extra
-
-    try:
-        require_training_extra()
-    except ValueError as error:
-        raise fail(str(error)) from None
+    require_or_fail("training", "torch", "matplotlib")
     import torch
 
     from model.fetch import DataError
@@ -168,6 +172,7 @@ def evaluate(
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Bits per character of the test split: overlapping windows, and by position through the recurrence."""
+    require_or_fail("an evaluation", "torch", *(["matplotlib"] if plot else []))
     from model.fetch import DataError
     from service.evaluation import run
 
@@ -215,6 +220,8 @@ def bench(
     from model.runtime.choice import RuntimeMissingError
     from service.benching import Wish, random_model, run
 
+    if random is not None:
+        require_or_fail("a model of random weights", "torch")
     what = context.info_name
     usual = {"decode": "1,4,16,64,256", "prefill": "64,512,4096", "images": "1,16,64"}
     try:

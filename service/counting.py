@@ -18,9 +18,12 @@ def prior(
     """Count the training split, fit the gates on the validation split, count that, too; store it beside the weights."""
     from model.checkpoint import CheckpointError
     from model.fetch import DataError
-    from model.runs import count_prior
+    from service.extras import require
 
     try:
+        require("a prior", "torch")
+        from model.runs import count_prior
+
         found = count_prior(checkpoints / model, corpus, order, least)
     except (ValueError, DataError, CheckpointError) as error:
         typer.echo(f"aft: {error}", err=True)

@@ -76,8 +76,8 @@ class Metrics:
             return Histogram(name, text, [*model, *labels], registry=registry, buckets=buckets)
 
         self.requests = counter("aft_requests", "Requests by how they ended", "endpoint", "outcome")
-        self.running = gauge("aft_requests_running", "Requests that hold a slot")
-        self.waiting = gauge("aft_requests_waiting", "Requests that wait for a slot")
+        self.running = gauge("aft_requests_running", "Choices and images that hold a slot")
+        self.waiting = gauge("aft_requests_waiting", "Choices and images that wait for a slot")
         self.queue_seconds = histogram("aft_request_queue_seconds", "Wait for a slot", DURATION_BUCKETS, "endpoint")
         self.prefill_seconds = histogram(
             "aft_request_prefill_seconds", "From the slot to the first token", DURATION_BUCKETS, "endpoint"

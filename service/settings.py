@@ -59,8 +59,10 @@ class Settings(BaseSettings):
     stalled_reader_seconds: Seconds = Field(60, description="a reader that accepts nothing for so long is cut off")
     drain_seconds: Seconds = Field(30, description="time that running streams have to finish after SIGTERM")
     keep_alive_seconds: Positive = Field(75, description="idle time of a kept connection")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
-    log_format: Literal["console", "json"] = Field("console", description="lines for people, or JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe line to log: debug, info, warning, error"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="console: lines for people; json")
 
 
 def markdown() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -18,12 +17,6 @@ from model.runs import train as run_recipe
 from model.train import Trainer
 
 KEPT = "recipe.json"
-
-
-def require_training_extra() -> None:
-    """ValueError before the training, and not after it, where what draws its curve is not installed."""
-    if importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("torch") is None:
-        raise ValueError("training needs torch and matplotlib: make setup-train, or pip install -e '.[train]'")
 
 
 def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -> Recipe:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from model.checkpoint import Checkpoint
 from model.recipe import Recipe, make
 from model.runs import make_trainer
 from service.cli import app
+
+ROOT = Path(__file__).parent.parent
 
 LINE = "{} bottles of beer on the wall, take one down, pass it around: {} left.\n"
 TEXT = "".join(LINE.format(i, i - 1) for i in range(60, 0, -1))
@@ -170,3 +174,29 @@ def test_help() -> None:
     for command in ("serve", "generate", "train", "eval"):
         assert command in listing.output
         assert aft(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["train", "checkpoints/shakespeare/train.toml"], "training needs torch and matplotlib: make setup-train"),
+        (["eval", "shakespeare"], "an evaluation needs torch"),
+        (["eval", "shakespeare", "--plot", "x.png"], "an evaluation needs torch and matplotlib"),
+        (["prior", "shakespeare"], "a prior needs torch"),
+        (["bench", "decode", "--random", "1x32x4"], "a model of random weights needs torch"),
+    ],
+)
+def test_without_the_extra_it_is_one_line(command: list[str], words: str) -> None:
+    """In a plain installation, before anything is begun."""
+    code = (
+        "import importlib.util, sys\n"
+        "known = importlib.util.find_spec\n"
+        "sys.modules.update({'torch': None, 'matplotlib': None})\n"
+        "importlib.util.find_spec = lambda name, *a: None if name in ('torch', 'matplotlib') else known(name, *a)\n"
+        "from service.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
