@@ -440,8 +440,8 @@ def test_a_frame_comes_down_with_its_key(tmp_path: Path) -> None:
 
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "shakespeare"
-SHIPPED_FINGERPRINT = "1f721fb76e1c19fa33c06068d586f85cddaa8b63bb46209c292c37a70f6ca8c8"
-SHIPPED_LOGITS = "1de9f0a47e2a3e512d64c8c45b7e0fd3203fdf834374ed72074693de90a388b3"
+SHIPPED_FINGERPRINT = "59c6dff6ae5b2715bce6e391484c80899fc3687d8fff18ceb26584d49169de4a"
+SHIPPED_LOGITS = "8f212918d498d47ae191ada2fbb749e30eb29b00a3f4cb676a74532eb53a344b"
 
 
 def test_the_shipped_models_logits() -> None:
