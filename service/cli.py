@@ -12,27 +12,13 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from service.counting import prior as count_prior
-from service.extras import require
 from service.load.cli import serve as bench_serve
+from service.terminal import fail, require
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Checkpoints = Annotated[
     Path, typer.Option("--checkpoints", envvar="AFT_CHECKPOINTS", help="Folder of checkpoints, one folder a model.")
 ]
-
-
-def fail(message: str) -> typer.Exit:
-    """One line on standard error, and status 1."""
-    typer.echo(f"aft: {message}", err=True)
-    return typer.Exit(1)
-
-
-def require_or_fail(what: str, *modules: str) -> None:
-    """One line and status 1 where what a command needs is not installed."""
-    try:
-        require(what, *modules)
-    except ValueError as error:
-        raise fail(str(error)) from None
 
 
 @app.command()
@@ -134,7 +120,7 @@ def train(
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Train a model; interrupted, the same command goes on where it stopped."""
-    require_or_fail("training", "torch", "matplotlib")
+    require("training", "torch", "matplotlib")
     import torch
 
     from model.fetch import DataError
@@ -172,7 +158,7 @@ def evaluate(
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Bits per character of the test split: overlapping windows, and by position through the recurrence."""
-    require_or_fail("an evaluation", "torch", *(["matplotlib"] if plot else []))
+    require("an evaluation", "torch", *(["matplotlib"] if plot else []))
     from model.fetch import DataError
     from service.evaluation import run
 
@@ -221,7 +207,7 @@ def bench(
     from service.benching import Wish, random_model, run
 
     if random is not None:
-        require_or_fail("a model of random weights", "torch")
+        require("a model of random weights", "torch")
     what = context.info_name
     usual = {"decode": "1,4,16,64,256", "prefill": "64,512,4096", "images": "1,16,64"}
     try:

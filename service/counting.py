@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from service.terminal import fail, require
+
 
 def prior(
     model: Annotated[str, typer.Argument(help="Name of the checkpoint.")],
@@ -18,16 +20,14 @@ def prior(
     """Count the training split, fit the gates on the validation split, count that, too; store it beside the weights."""
     from model.checkpoint import CheckpointError
     from model.fetch import DataError
-    from service.extras import require
+
+    require("a prior", "torch")
+    from model.runs import count_prior
 
     try:
-        require("a prior", "torch")
-        from model.runs import count_prior
-
         found = count_prior(checkpoints / model, corpus, order, least)
     except (ValueError, DataError, CheckpointError) as error:
-        typer.echo(f"aft: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise fail(str(error)) from None
     gates = ", ".join(f"{gate:.2f}" for gate in found.gates)
     typer.echo(
         f"{found.contexts:,} contexts, {found.bytes / 1e6:.1f} MB; gates by length: {gates}; validation split "

@@ -369,7 +369,7 @@ def test_a_process(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(key_line("anna", "sesame"))
     settings = {"log_format": "json", "host": "0.0.0.0", "api_keys_file": tmp_path / "keys"}
     with serve(checkpoints, **settings) as process:
-        asked = {"model": "tiny", "prompt": "Speak", "max_tokens": 4, "stream": True}
+        asked = {"model": "tiny", "prompt": "Speak", "max_tokens": 4, "ignore_eos": True, "stream": True}
         assert process.post(asked).status_code == 401
         assert process.post(asked, headers={"authorization": "Bearer sesame"}).status_code == 200
         process.signal()

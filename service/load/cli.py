@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from service.terminal import fail
+
 
 def _numbers(text: str, name: str, least: float) -> list[float]:
     """``1,16,64`` -> numbers. ValueError names the option."""
@@ -74,7 +76,6 @@ def serve(
         plan = Plan(model, max_tokens, seconds, requests, warm_up, seed, timeout)
         complete = run(Wish(url, points, plan, null, key, pid, json_file, lines, plot))
     except (LoadError, ValueError, OSError) as error:
-        typer.echo(f"aft: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise fail(str(error)) from None
     if not complete:
         raise typer.Exit(130)  # as a shell says of a process that SIGINT ended
