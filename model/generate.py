@@ -62,7 +62,7 @@ def draw(
 ) -> Iterator[Pixels]:
     """An image (H, W, 3) row by row: each is the one before with one more row; the rest is white.
 
-    ``guidance``: how often label and name count (``Guide`` in runtime/base.py); other than 1 it is twice the work.
+    ``guidance``: how strongly label and name count (``Guide`` in runtime/base.py); other than 1 it is twice the work.
     CheckpointError for a text model, ValueError for a label, style or name that the model does not know.
     """
     checkpoint = Checkpoint(folder)

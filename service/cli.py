@@ -74,7 +74,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0.8, for an image 1.")] = None,
     guidance: Annotated[
-        float, typer.Option(min=0, max=20, help="How often the image's class and name count; not 1: twice the work.")
+        float, typer.Option(min=0, max=20, help="How strongly the image's class and name count; 1 is off.")
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),

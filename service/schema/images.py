@@ -24,7 +24,7 @@ class ImageRequest(Strict):
     size: str | None = None
     seed: Int64 | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    # how often what is asked for counts, against a second stream that is not told: twice the work
+    # how strongly what is asked for counts, against a second stream that is not told: twice the work
     guidance: Annotated[float, Field(ge=0, le=20)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
