@@ -254,8 +254,8 @@ def stream() -> Figures:
     ids = [source.tokenizer.begin, *encode(text, source.tokenizer).tolist()]
     tokens, targets = ids[:-1], ids[1:]
     found = {
-        "native": scored(NativeRuntime(source, 1, prior=False), tokens, targets),
-        "torch": scored(EagerRuntime(source, 1, prior=False), tokens, targets),
+        "native": scored(NativeRuntime(source, 1, match=False), tokens, targets),
+        "torch": scored(EagerRuntime(source, 1, match=False), tokens, targets),
         "float64": Exact(weights.load(source)).targets(tokens, targets),
     }
     pairs = (("native", "torch"), ("native", "float64"), ("torch", "float64"))
@@ -272,11 +272,11 @@ def by_source(source: Checkpoint, tokens: Sequence[int]) -> Figures:
     """All log-probabilities at all positions against float64: both runtimes, and float64 with one rounding each."""
     exact = Exact(weights.load(source)).logprobs(tokens)
     same = Exact(weights.load(source), ALL).logprobs(tokens)
-    native = ran(NativeRuntime(without_end(source), 1, prior=False), tokens)
+    native = ran(NativeRuntime(without_end(source), 1, match=False), tokens)
     return {
         "positions": len(tokens),
         "largest_log_probability": float(exact.abs().max()),
-        "torch": difference(ran(EagerRuntime(source, 1, prior=False), tokens), exact),
+        "torch": difference(ran(EagerRuntime(source, 1, match=False), tokens), exact),
         "native": difference(native, exact),
         "float64, inputs rounded": difference(
             Exact(weights.load(source), Rounding(inputs=True)).logprobs(tokens), exact
@@ -369,10 +369,10 @@ def by_depth(source: Checkpoint, tokens: Sequence[int], *, torch_too: bool, reac
     """Differences at the last positions before each depth of one stream."""
     exact = exact_by_depth(source, tokens, NONE, reach)
     same = exact_by_depth(source, tokens, ALL, reach)
-    native = runtime_by_depth(NativeRuntime(source, 1, prior=False), tokens)
+    native = runtime_by_depth(NativeRuntime(source, 1, match=False), tokens)
     pairs = {"native - float64": (native, exact), "native - float64, both rounded": (native, same)}
     if torch_too:
-        pairs["torch - float64"] = (runtime_by_depth(EagerRuntime(source, 1, prior=False), tokens), exact)
+        pairs["torch - float64"] = (runtime_by_depth(EagerRuntime(source, 1, match=False), tokens), exact)
     if reach is not None:  # what an earlier start would have changed
         end = len(tokens) - LAST
         earlier = Exact(weights.load(source))

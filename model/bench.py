@@ -88,7 +88,8 @@ class Limits:
             return None, ""
         from model.runtime.native._kernel import bandwidth
 
-        size = self._runtime.weight_bytes + streams * self._runtime.state_bytes
+        # last tokens are searched from the newest on, and seldom to the end
+        size = self._runtime.weight_bytes + streams * (self._runtime.state_bytes - self._runtime.recent_bytes)
         reading = size / bandwidth(self._runtime.isa, self._runtime.threads, size)
         computing = streams * self._seconds_each()
         return streams / max(reading, computing), "reading" if reading > computing else "arithmetic"

@@ -16,10 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model import prior as priors
 from model.config import ModelConfig
+from model.match import MAX_TOKEN, Match
 from model.pixels import PixelCodec
-from model.prior import Prior
 from model.tokenizer import Characters, Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -45,6 +44,7 @@ class CheckpointConfig(BaseModel):
     labels: list[str] = []  # of an image model
     styles: list[str] = []
     alphabet: str = ""  # of names, where the image model knows them
+    match: Match | None = None  # beside the network of a text model
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]  # name -> sha256
     training: dict[str, Any] = {}  # facts for people: corpus, length, steps, scores
 
@@ -65,7 +65,7 @@ def _read_config(folder: Path) -> CheckpointConfig:
 
 def _check_files(folder: Path, config: CheckpointConfig) -> None:
     needed = {WEIGHTS} | ({TOKENIZER} if config.tokenizer == "characters" else set())
-    if set(config.files) - {priors.FILE} != needed:
+    if set(config.files) != needed:
         raise CheckpointError(f"{folder.name}: {CONFIG} must hash {sorted(needed)}, it hashes {sorted(config.files)}")
     for name, expected in config.files.items():
         try:
@@ -88,7 +88,9 @@ class Checkpoint:
         if self.codec.vocab_size != self.config.model.vocab_size:
             given, expected = self.codec.vocab_size, self.config.model.vocab_size
             raise CheckpointError(f"{self.name}: the tokenizer has {given} ids, the model {expected}")
-        self.prior = self._prior()
+        self.match = self.config.match
+        if self.match is not None and (isinstance(self.codec, PixelCodec) or self.codec.vocab_size > MAX_TOKEN + 1):
+            raise CheckpointError(f"{self.name}: {CONFIG}: a match model needs text, of at most {MAX_TOKEN + 1} ids")
 
     def _codec(self) -> Codec:
         config = self.config
@@ -101,18 +103,6 @@ class Checkpoint:
             return load_tokenizer(config.tokenizer, self.folder / TOKENIZER)
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {error}") from error
-
-    def _prior(self) -> Prior | None:
-        """The n-gram prior that stands beside the weights of some text models."""
-        if priors.FILE not in self.config.files:
-            return None
-        try:
-            prior = priors.load(self.folder / priors.FILE)
-        except ValueError as error:
-            raise CheckpointError(f"{self.name}: {error}") from error
-        if isinstance(self.codec, PixelCodec) or int(prior.alphabet.max()) >= self.codec.vocab_size:
-            raise CheckpointError(f"{self.name}: {priors.FILE} belongs to another vocabulary")
-        return prior
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -130,11 +120,11 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over weights, tokenizer, prior and shape: equal means the same model."""
-        return self.fingerprint_with(prior=True)
+        """sha256 over weights, tokenizer, match model and shape: equal means the same model."""
+        return self.fingerprint_with(match=True)
 
-    def fingerprint_with(self, *, prior: bool) -> str:
-        """The fingerprint of the whole model, or of the network without its prior."""
+    def fingerprint_with(self, *, match: bool) -> str:
+        """The fingerprint of the whole model, or of the network without its match model."""
         model = self.config.model
         # a field that came later and is not used leaves the fingerprint as it was: states stay valid
         unused: dict[str, Any] = {}
@@ -143,8 +133,10 @@ class Checkpoint:
         if model.raster is not None and not model.raster.name_length:
             unused["raster"] = {"name_length"}
         digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())
-        for name in sorted(set(self.config.files) - (set() if prior else {priors.FILE})):
+        for name in sorted(self.config.files):
             digest.update(self.config.files[name].encode())
+        if match and self.match is not None:
+            digest.update(self.match.model_dump_json().encode())
         return digest.hexdigest()
 
 
@@ -162,14 +154,13 @@ def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, trainin
     _write(folder, config, files)
 
 
-def add_prior(folder: Path, prior: Prior, facts: dict[str, Any]) -> None:
-    """Put a prior into a checkpoint's folder, never half of one; ``facts`` join those of its training."""
-    priors.check(prior, priors.FILE)
+def change(folder: Path, weights: bytes, match: Match | None, facts: dict[str, Any]) -> None:
+    """Give a checkpoint other weights and a match model, never half of that; ``facts`` join those of its training."""
     config = json.loads((folder / CONFIG).read_bytes())
-    raw = prior.save()
-    config["files"][priors.FILE] = hashlib.sha256(raw).hexdigest()
-    config.setdefault("training", {})["prior"] = facts
-    _write(folder, config, {priors.FILE: raw})
+    config["files"][WEIGHTS] = hashlib.sha256(weights).hexdigest()
+    config["match"] = match.model_dump() if match is not None else None
+    config.setdefault("training", {}).update(facts)
+    _write(folder, config, {WEIGHTS: weights})
 
 
 def _write(folder: Path, config: dict[str, Any], files: dict[str, bytes]) -> None:

@@ -1,7 +1,8 @@
 """What a native runtime must compute, to the bit: hashes of a model's logits after a fixed text, stored beside it.
 
-The text is numbers from Philox below the vocabulary's size, so that any machine can make it. A hash covers the last
-position's logits: they depend on every bit of the state, and so on everything before.
+The text is numbers from Philox below the vocabulary's size, so that any machine can make it; half of a text is copied
+from before, so that a match model finds something. A hash covers the last position's logits: they depend on every bit
+of the state, and so on everything before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from model.sampling import uniform
 FILE = "conformance.json"
 DEPTHS = (1_000, 10_000, 100_000)
 CHUNK = 512
+PART = 50  # tokens; twice of it divides every depth: the last position stands at the end of what was copied
 
 
 def text(checkpoint: Checkpoint, count: int) -> list[int]:
@@ -26,7 +28,12 @@ def text(checkpoint: Checkpoint, count: int) -> list[int]:
         first, size = checkpoint.codec.prompt(), NUM_VALUES
     else:
         first, size = [checkpoint.codec.begin], checkpoint.codec.vocab_size
-    return [*first, *(int(uniform(0, 0, position) * size) for position in range(len(first), count))]
+    tokens = [*first, *(int(uniform(0, 0, position) * size) for position in range(len(first), count))]
+    if not isinstance(checkpoint.codec, PixelCodec):
+        for begin in range(PART, count, 2 * PART):  # every second part is one of the 32 before it
+            back = PART * (1 + int(uniform(1, 0, begin) * min(begin // PART, 32)))
+            tokens[begin : begin + PART] = tokens[begin - back : begin - back + PART]
+    return tokens[:count]
 
 
 def digests(checkpoint: Checkpoint, runtime: Runtime, deepest: int = DEPTHS[-1]) -> dict[str, str]:
@@ -47,11 +54,11 @@ def digests(checkpoint: Checkpoint, runtime: Runtime, deepest: int = DEPTHS[-1])
 
 
 def write(folder: Path, runtime: Runtime, network: Runtime) -> None:
-    """Store what a runtime computes, and where the model has a prior, what one without it does."""
+    """Store what a runtime computes, and where the model has a match model, what one without it does."""
     checkpoint = Checkpoint(folder)
     facts: dict[str, object] = {
         "fingerprint": runtime.fingerprint, "logits_sha256": digests(checkpoint, runtime),
     }  # fmt: skip
-    if checkpoint.prior is not None:
+    if checkpoint.match is not None:
         facts["network_sha256"] = digests(checkpoint, network)
     (folder / FILE).write_text(json.dumps(facts, indent=2) + "\n")

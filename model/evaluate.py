@@ -37,19 +37,31 @@ def _bits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none") / math.log(2)
 
 
-@torch.inference_mode()
 def windows(network: Network, ids: Ids, start: int, length: int, stride: int) -> Bits:
     """Bits of ids[start:], each scored by a window of ``length`` that moves by ``stride``.
 
     So each character has between ``length - stride`` and ``length`` characters of context, where the text has them.
     """
+    scored = np.zeros(len(ids) - start)
+    for first, logits in _windows(network, ids, start, length, stride):
+        targets = torch.from_numpy(ids[start + first : start + first + len(logits)].astype(np.int64))
+        scored[first : first + len(logits)] = _bits(logits[None], targets[None])[0].numpy()
+    return scored
+
+
+def window_logits(network: Network, ids: Ids, start: int, length: int, stride: int) -> NDArray[np.float32]:
+    """The logits (n, V) that ``windows`` scores ids[start:] by."""
+    found = [logits.float().numpy().copy() for _, logits in _windows(network, ids, start, length, stride)]
+    return np.concatenate(found)
+
+
+def _windows(network: Network, ids: Ids, start: int, length: int, stride: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Windows in order: the place of the first token that each one scores, after ``start``, and the logits of all."""
     if start < 1 or stride > length:
         raise ValueError(
             f"stride {stride} and start {start}: a stride is at most the window of {length}, a start at least 1"
         )
-    count = len(ids) - start
-    scored = np.zeros(count)
-    firsts = range(0, count, stride)
+    firsts = range(0, len(ids) - start, stride)
     for group in _groups(list(firsts), ROWS):
         # a window ends where its stride ends; it begins a length before, or where the text begins
         ends = [min(start + first + stride, len(ids)) for first in group]
@@ -58,13 +70,11 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
         rows = np.zeros((len(group), size), np.int64)
         for row, begin, end in zip(rows, begins, ends, strict=True):
             row[: end - begin] = ids[begin:end]
-        tokens = torch.from_numpy(rows)
-        logits, _ = network(tokens[:, :-1])
-        bits = _bits(logits, tokens[:, 1:]).numpy()
+        with torch.inference_mode():
+            logits, _ = network(torch.from_numpy(rows)[:, :-1])
         for i, (first, begin, end) in enumerate(zip(group, begins, ends, strict=True)):
             new = end - start - first
-            scored[first : first + new] = bits[i, end - begin - 1 - new : end - begin - 1]
-    return scored
+            yield first, logits[i, end - begin - 1 - new : end - begin - 1]
 
 
 def by_depth(runtime: Runtime, ids: Ids, start: int, depth: int) -> Bits:

@@ -1,4 +1,4 @@
-"""From a recipe to a checkpoint: corpus -> split -> tokenizer -> windows -> trainer -> folder; and to its prior."""
+"""From a recipe to a checkpoint: corpus -> split -> tokenizer -> windows -> trainer -> folder; and its calibration."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from model import checkpoint, counting, curve, data, images, pixels, prior, weights
+from model import calibration, checkpoint, curve, data, images, pixels, weights
 from model.batches import Ids, Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
 from model.checkpoint import Checkpoint, CheckpointError, Codec
 from model.config import ModelConfig, Raster, preset
-from model.evaluate import by_depth
+from model.evaluate import window_logits
 from model.generate import draw_together
+from model.match import Match
 from model.network import Network
 from model.pixels import PixelCodec
 from model.recipe import Recipe, fit
@@ -28,7 +29,9 @@ from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import STATE, Report, Trainer
 
 SAMPLE_ROWS = 4
-BEFORE = 10_000  # tokens that a stream reads before those that the gates are fitted on
+# Tokens or sub-pixels that a calibration reads: fewer say nothing of what a match is worth, the logits of more would
+# not fit into memory.
+LEAST_HELD_OUT, MOST_HELD_OUT = 200, 300_000
 
 
 def choose_tokenizer(corpus: str | bytes, wanted: str) -> Tokenizer:
@@ -201,43 +204,63 @@ def fit_minutes(name: str, corpus: str, minutes: float, seed: int = 0) -> Recipe
     return recipe.model_copy(update=changes)
 
 
-class Counted(NamedTuple):
-    """What was made. Bits are those before the validation split was counted: afterwards they would say nothing."""
+class Calibrated(NamedTuple):
+    """What was found on the validation split."""
 
-    contexts: int
-    bytes: int
-    gates: list[float]
-    without: float  # bits a token of the validation split, by the network alone
-    bits: float  # with the prior, whose gates were fitted there
+    factor: float  # of the logits
+    match: Match | None
+    before: float  # bits a token, or a sub-pixel, by the network as it was
+    bits: float  # by what is stored now
 
 
-def count_prior(folder: Path, corpus: str | None, order: int, least: int) -> Counted:
-    """Count, fit, store. ValueError for a model without a known corpus, CheckpointError where the folder is none.
+def calibrate(folder: Path, corpus: str | None, match: Match) -> Calibrated:
+    """Fit to the validation split what training cannot, and store it: a factor of the logits and, for text, masses.
 
-    Gates are fitted on the validation split, which must not have been counted for that; it is counted afterwards.
+    ``match`` is the shape of the match model. ValueError for a model without a known corpus, CheckpointError where the
+    folder is none. An earlier calibration is not built upon, but for its factor, which stays in the weights.
     """
     source = Checkpoint(folder)
-    tokenizer = source.tokenizer
     name = corpus or source.config.training.get("recipe", {}).get("corpus")
     if not name:
         raise ValueError("the checkpoint does not say what it was trained on: name a corpus with --corpus")
+    image = isinstance(source.codec, PixelCodec)
+    logits, ids, start = _held_out_pictures(source, name) if image else _held_out_text(source, name, match.window)
+    before = float(calibration.target_bits(logits, ids[start:].astype(np.int64), 1.0).mean())
+    found = calibration.fit(logits, ids, start, None if image else match)
+    earlier = float(source.config.training.get("calibration", {}).get("factor", 1.0))
+    facts = {"corpus": name, "split": "validation", "factor": round(earlier * found.factor, 4)}
+    checkpoint.change(folder, weights.scaled(source, found.factor), found.match, {"calibration": facts})
+    return Calibrated(found.factor, found.match, before, found.bits)
+
+
+Logits = NDArray[np.float32]
+
+
+def _held_out_text(source: Checkpoint, name: str, window: int) -> tuple[Logits, Ids, int]:
+    """Logits (n, V) of the validation split; the split behind what stands before it; where it begins."""
     text = data.load(name)
-    if isinstance(tokenizer, Bytes) and isinstance(text, str):
+    if isinstance(source.tokenizer, Bytes) and isinstance(text, str):
         text = text.encode()
     parts = data.split(text)
-    train, held_out = encode(parts.train, tokenizer), encode(parts.validation, tokenizer)
-    if len(train) < 2 or len(held_out) < 2:
-        raise ValueError(f"{name} is too short to count and to fit the gates on")
-    before = train[-min(BEFORE, len(train)) :]
+    train, held_out = encode(parts.train, source.tokenizer), encode(parts.validation, source.tokenizer)[:MOST_HELD_OUT]
+    if len(held_out) < LEAST_HELD_OUT:
+        raise ValueError(f"the validation split has {len(held_out)} tokens, to calibrate takes {LEAST_HELD_OUT}")
+    length = int(source.config.training.get("recipe", {}).get("length", 512))
+    before = train[-max(window, length) :]
     ids: Ids = np.concatenate([before, held_out])
-    bits = by_depth(open_runtime(source, 1, prior=False), ids, len(before), len(before))
-    fitted = counting.fit_gates(counting.count(train, order, least), bits, ids, len(before))
-    mixed = float(fitted.mixed_bits(bits, ids, len(before)).mean())
-    facts: dict[str, Any] = {
-        "corpus": name, "order": order, "least": least, "discount": counting.DISCOUNT,
-        "counted": ["train", "validation"],
-    }  # fmt: skip
-    counted = replace(counting.count(np.concatenate([train, held_out]), order, least), gates=fitted.gates)
-    checkpoint.add_prior(folder, counted, facts)
-    size = (folder / prior.FILE).stat().st_size
-    return Counted(int((counted.keys > 0).sum()), size, fitted.gates.tolist(), float(bits.mean()), mixed)
+    network = weights.load(source).freeze()
+    return window_logits(network, ids, len(before), length, max(1, length // 2)), ids, len(before)
+
+
+def _held_out_pictures(source: Checkpoint, name: str) -> tuple[Logits, Ids, int]:
+    """Logits (n, V) of the sub-pixels of the validation split's pictures, and these, one after the other."""
+    codec = source.pixels
+    held_out = images.load(name, codec.raster.width).subset(1)
+    if not len(held_out.images):
+        raise ValueError(f"{name} has no picture to validate on")
+    kept = slice(max(1, MOST_HELD_OUT // codec.raster.size))
+    inputs, targets = examples(held_out.images[kept], prompts(held_out, codec)[kept])
+    network = weights.load(source).freeze()
+    with torch.inference_mode():
+        logits = torch.cat([network(part)[0][:, -codec.raster.size :].flatten(0, 1) for part in inputs.split(8)])
+    return logits.float().numpy(), targets[:, -codec.raster.size :].flatten().numpy().astype(np.int32), 0

@@ -40,6 +40,13 @@ def load(source: Checkpoint) -> Network:
     return network.eval()
 
 
+def scaled(source: Checkpoint, factor: float) -> bytes:
+    """The stored weights of a model whose logits are ``factor`` times as large: the last norm is."""
+    given = safetensors.torch.load_file(source.folder / checkpoint.WEIGHTS)
+    given.update({name: given[name].float() * factor for name in ("norm.weight", "norm.bias")})
+    return safetensors.torch.save(given)
+
+
 def save(network: Network, codec: Codec, folder: Path, training: dict[str, Any]) -> None:
     """Write a checkpoint: matrices in bf16; biases, decays and norms, which are few, in float32."""
     weights = {name: _stored_type(name, tensor) for name, tensor in stored(network).items()}

@@ -96,7 +96,7 @@ async def _load(service: Service, load: Loader, on_failure: Callable[[Exception]
         log.info(
             "serving %s on the %s runtime (%s, threads: %d): weights %.1f MB, workspace %.1f MB, %d slots x %d bytes "
             "of state = %.1f MB",
-            model.name, runtime.name, runtime.isa, runtime.threads, (runtime.weight_bytes + runtime.prior_bytes) / 1e6,
+            model.name, runtime.name, runtime.isa, runtime.threads, runtime.weight_bytes / 1e6,
             runtime.workspace_bytes / 1e6, runtime.num_slots, runtime.state_bytes, state,
         )  # fmt: skip
     log.info("ready after %.2f s", seconds)

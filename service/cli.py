@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from service.counting import prior as count_prior
+from service.calibration import calibrate
 from service.load.cli import serve as bench_serve
 from service.terminal import fail, require
 
@@ -138,7 +138,7 @@ def train(
             raise fail("a text of one's own needs a name for the model: --name NAME")
         else:
             recipe = own_recipe(name, source, 10 if minutes is None else minutes, seed or 0, runs)
-        run(recipe, runs / recipe.name, checkpoints / recipe.name, tensorboard)
+        run(recipe, runs / recipe.name, checkpoints / recipe.name, tensorboard, calibrated=name is not None)
     except (DataError, RecipeError, ValueError) as error:
         raise fail(str(error)) from None
 
@@ -152,7 +152,7 @@ def evaluate(
     ] = None,
     depths: Annotated[str, typer.Option(help="Characters of preceding text, by commas.")] = "100,1000,10000,100000",
     max_chars: Annotated[int | None, typer.Option(help="Score only the first so many of the test split.")] = None,
-    prior: Annotated[bool, typer.Option(help="With the model's n-gram prior, where it has one.")] = True,
+    match: Annotated[bool, typer.Option(help="With the model's match model, where it has one.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw bits per character by position here.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),
@@ -164,7 +164,7 @@ def evaluate(
 
     try:
         wanted = [int(depth) for depth in depths.split(",") if depth]
-        run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot, prior=prior)
+        run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot, match=match)
     except (ValueError, DataError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
 
@@ -179,7 +179,7 @@ class BenchGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
 
-app.command("prior")(count_prior)
+app.command()(calibrate)
 bench_app = typer.Typer(cls=BenchGroup, no_args_is_help=True, help="Measure a runtime, or a service over HTTP.")
 app.add_typer(bench_app, name="bench")
 bench_app.command("serve")(bench_serve)
@@ -245,7 +245,7 @@ def conformance(
         checkpoint = Checkpoint(folder)
         runtime = open_runtime(checkpoint, 1, wanted="native")
         if write:
-            stored.write(folder, runtime, open_runtime(checkpoint, 1, wanted="native", prior=False))
+            stored.write(folder, runtime, open_runtime(checkpoint, 1, wanted="native", match=False))
         kept = json.loads((folder / stored.FILE).read_text())
         found = stored.digests(checkpoint, runtime, deepest)
     except FileNotFoundError:

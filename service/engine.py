@@ -266,7 +266,7 @@ class Engine:
         runtime, metrics = model.runtime, self._metrics
         metrics.slots.labels(model.name).set(runtime.num_slots)
         metrics.state_bytes.labels(model.name).set(runtime.state_bytes)
-        metrics.memory_bytes.labels(model.name, "weights").set(runtime.weight_bytes + runtime.prior_bytes)
+        metrics.memory_bytes.labels(model.name, "weights").set(runtime.weight_bytes)
         metrics.memory_bytes.labels(model.name, "workspace").set(runtime.workspace_bytes)
         self._gauge(model)
 

@@ -29,9 +29,12 @@ def run(
     json_file: Path | None,
     plot: Path | None,
     *,
-    prior: bool = True,
+    match: bool = True,
 ) -> None:
-    """Evaluate a checkpoint on the test split of a corpus; ``prior``: with its n-gram prior, where it has one."""
+    """Evaluate a checkpoint on the test split of a corpus; ``match``: with its match model, where it has one.
+
+    Windows restart the network only: matches are looked for in all that stands before, as a stream at any depth does.
+    """
     checkpoint = Checkpoint(folder)
     if checkpoint.config.kind == "image":
         _run_images(checkpoint, load(checkpoint).freeze(), corpus, json_file)
@@ -41,10 +44,10 @@ def run(
     source, ids, start, characters = _test_split(checkpoint, corpus, max_chars)
     scale = (len(ids) - start) / characters  # tokens a character: more than one where characters are spelled in bytes
     overlapping = windows(load(checkpoint).freeze(), ids, start, length, stride)
-    if prior and checkpoint.prior is not None:
-        overlapping = checkpoint.prior.mixed_bits(overlapping, ids, start)
+    if match and checkpoint.match is not None:
+        overlapping = checkpoint.match.mixed_bits(overlapping, ids, start)
     overlapping = overlapping * scale
-    runtime = open_runtime(checkpoint, num_slots=1, prior=prior)
+    runtime = open_runtime(checkpoint, num_slots=1, match=match)
     longest = min(start, runtime.max_position // 2) if runtime.max_position else start
     left_out = [depth for depth in depths if depth > longest]
     if left_out:
@@ -57,7 +60,7 @@ def run(
     result = {
         "model": checkpoint.name,
         "corpus": source,
-        "prior": prior and checkpoint.prior is not None,
+        "match": match and checkpoint.match is not None,
         "characters": characters,
         "window": length,
         "stride": stride,
@@ -129,6 +132,8 @@ def _print(result: dict[str, Any], rows: list[Depth]) -> None:
     for column in ("preceding characters", "bits", "minus overlapping windows", "standard error"):
         table.add_column(column, justify="right")
     context = f"{result['window'] - result['stride']}-{result['window']}, restarted"
+    if result["match"]:
+        context += "; matches in all before"
     table.add_row(context, f"{result['bits_per_character']:.4f}", "", "")
     for row in rows:
         table.add_row(f"{row.depth:,}", f"{row.bits:.4f}", f"{row.difference:+.4f}", f"{row.standard_error:.4f}")

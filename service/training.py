@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import curve
+from model.match import Match
 from model.recipe import Recipe, make
-from model.runs import fit_minutes
+from model.runs import calibrate, fit_minutes
 from model.runs import train as run_recipe
 from model.train import Trainer
 
@@ -34,8 +35,10 @@ def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -
     return recipe
 
 
-def run(recipe: Recipe, folder: Path, target: Path, tensorboard: Path | None = None) -> None:
-    """Train with a progress bar; the bar and the curve belong to the first process."""
+def run(
+    recipe: Recipe, folder: Path, target: Path, tensorboard: Path | None = None, *, calibrated: bool = False
+) -> None:
+    """Train with a progress bar, and perhaps calibrate; the bar and the curve belong to the first process."""
     quiet = os.environ.get("RANK", "0") != "0"
     console = Console(quiet=quiet, stderr=True)
     chosen = ", ".join(f"{key} {value}" for key, value in recipe.model.items()) or "as the preset"
@@ -60,6 +63,12 @@ def run(recipe: Recipe, folder: Path, target: Path, tensorboard: Path | None = N
                 write(row)
 
         run_recipe(recipe, folder, target, report, after_step)
+    if calibrated and not quiet:
+        try:
+            found = calibrate(target, None, Match.unfitted())
+            console.print(f"calibrated: validation {found.before:.3f} -> {found.bits:.3f} bits each")
+        except ValueError as error:
+            console.print(f"not calibrated: {error}")
     console.print(f"{target}: serve it with `aft serve`, or write with `aft generate --model {recipe.name}`")
 
 

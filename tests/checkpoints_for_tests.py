@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from model import counting, weights
-from model.checkpoint import Checkpoint, Codec, add_prior
+from model import weights
+from model.checkpoint import WEIGHTS, Checkpoint, Codec, change
 from model.config import ModelConfig, Raster, preset
+from model.match import Match
 from model.network import Network
 from model.pixels import PixelCodec
 from model.tokenizer import Bytes, train_characters
@@ -78,12 +77,12 @@ def of_config(folder: Path, config: ModelConfig, change: Callable[[Network], obj
     return folder
 
 
-def with_prior(folder: Path, order: int = 4) -> Path:
-    """The checkpoint with n-grams of a random text of few bytes, and gates that are far from 0 and 1."""
-    ids = np.random.default_rng(0).choice([*range(30), 65, 200], 3000).astype(np.int32)
-    counted = counting.count(ids, order, least=2)
-    gates = np.linspace(0.3, 0.8, order + 1, dtype=np.float32)
-    add_prior(folder, replace(counted, gates=gates), {"corpus": "none"})
+MATCH = Match(window=50, shortest=1, most=5, masses=[0.3, 0.7, 1.5, 2.0])
+
+
+def with_match(folder: Path, match: Match = MATCH) -> Path:
+    """The checkpoint with a match model, whose masses are large."""
+    change(folder, (folder / WEIGHTS).read_bytes(), match, {"calibration": {"factor": 1.0}})
     return folder
 
 

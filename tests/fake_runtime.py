@@ -40,8 +40,8 @@ class FakeRuntime:
     threads = 1
     weight_bytes = 1000
     workspace_bytes = 500
-    prior_bytes = 0
     state_bytes = 10
+    recent_bytes = 0
     fingerprint = "fake0123456789abcdef"
 
     def __init__(

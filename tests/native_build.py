@@ -19,13 +19,13 @@ import numpy as np
 from model import conformance
 from model.checkpoint import Checkpoint
 from model.runtime.native import weights
-from model.runtime.native.runtime import kernel_shape
+from model.runtime.native.runtime import kernel_shape, match_arguments
 
 ROOT = Path(__file__).parents[1]
 SRC = Path("model/runtime/native/src")
 DRIVER = Path("tests/native_driver.cpp")
-PARTS = ("forward", "probability", "matmul")  # compiled once for each instruction set
-OTHERS = (*(SRC / f"{name}.cpp" for name in ("runtime", "targets", "sampling", "prior", "pool")), DRIVER)
+PARTS = ("forward", "probability", "search", "matmul")  # compiled once for each instruction set
+OTHERS = (*(SRC / f"{name}.cpp" for name in ("runtime", "targets", "sampling", "match", "pool")), DRIVER)
 POSITIONS = 1_000
 
 
@@ -112,9 +112,8 @@ def dump(checkpoint: Checkpoint, path: Path) -> None:
         head = struct.pack("<i", len(name)) + name.encode()
         shape = struct.pack(f"<ii{array.ndim}q", array.dtype == np.float32, array.ndim, *array.shape)
         parts += [head, shape, np.ascontiguousarray(array).tobytes()]
-    columns = {} if checkpoint.prior is None else checkpoint.prior.columns()
-    parts.append(struct.pack("<i", len(columns)))
-    parts += [struct.pack("<q", column.size) + column.tobytes() for column in columns.values()]
+    window, shortest, most, masses = (0, 0, 0, []) if checkpoint.match is None else match_arguments(checkpoint.match)
+    parts.append(struct.pack(f"<4i{len(masses)}d", window, shortest, most, len(masses), *masses))
     tokens = conformance.text(checkpoint, POSITIONS)
     parts.append(struct.pack(f"<qi{len(tokens)}i", config.max_model_len or -1, len(tokens), *tokens))
     path.write_bytes(b"".join(parts))

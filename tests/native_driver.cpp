@@ -66,28 +66,21 @@ int main(int argc, char** argv) {
             tensor.bf16 = reinterpret_cast<const uint16_t*>(memory.back().data());
         tensors[std::string(name.begin(), name.end())] = tensor;
     }
-    aft::Prior prior;
-    if (one<int32_t>(file)) {
-        auto column = [&]<class T>(std::vector<T>& values) { values = read<T>(file, one<int64_t>(file)); };
-        column(prior.gates);
-        column(prior.alphabet);
-        column(prior.keys);
-        column(prior.first);
-        column(prior.count);
-        column(prior.left);
-        column(prior.letters);
-        column(prior.shares);
-    }
+    aft::Match match;
+    match.window = one<int32_t>(file);
+    match.shortest = one<int32_t>(file);
+    match.most = one<int32_t>(file);
+    match.masses = read<double>(file, one<int32_t>(file));
     const int64_t last = one<int64_t>(file);
     aft::Job job;
     job.tokens = read<int32_t>(file, one<int32_t>(file));
     job.logits = aft::Logits::LAST;
     fclose(file);
     aft::Runtime runtime(shape, tensors, SLOTS, last, threads, target);
-    runtime.set_prior(prior);
+    runtime.set_match(match);
     if (threads > 1) {  // two pools take turns, and one of them ends before the other
         aft::Runtime other(shape, tensors, SLOTS, last, threads, target);
-        other.set_prior(prior);
+        other.set_match(match);
         for (int i = 0; i < 3; ++i)
             for (aft::Runtime* each : {&runtime, &other}) burst(*each);
     }

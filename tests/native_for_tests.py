@@ -39,7 +39,7 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "conv decay": ("conv-decay", {"dim": 6, "activation": "gelu"}),
     "raster": ("raster", {"dim": 32}),
     "names": ("relative-decay", {"dim": 32, "raster": {**RASTER, "name_length": 3}, "max_model_len": 45}),
-    "prior": ("relative-decay", {"dim": 32}),  # with n-grams beside it
+    "match": ("relative-decay", {"dim": 32}),  # with a match model beside it
     "raster decay": ("raster-decay", {"dim": 20, "activation": "gelu"}),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -53,8 +53,8 @@ def written(folder: Path) -> Checkpoints:
         if shape not in known:
             name, changes = SHAPES[shape]
             path = tiny.of_config(folder / shape, make_config(name, **changes))
-            if shape == "prior":
-                tiny.with_prior(path)
+            if shape == "match":
+                tiny.with_match(path)
             known[shape] = tiny.opened(path)
         return known[shape]
 
@@ -86,6 +86,6 @@ def automaton(vocab_size: int, seed: int = 0, num_states: int = 5, accepting: fl
 
 def poison(runtime: NativeRuntime, slot: int, word: int = 0x7FC07FC0) -> None:
     """A state of NaN (two in bf16, or one in float32), by the front door."""
-    sampler = runtime.export(slot)[-32 - 5 * runtime.vocab_size : -32]
-    body = np.full(runtime.state_bytes // 4, word, np.uint32).tobytes() + sampler
+    others = runtime.export(slot)[-32 - 5 * runtime.vocab_size - runtime.recent_bytes : -32]
+    body = np.full((runtime.state_bytes - runtime.recent_bytes) // 4, word, np.uint32).tobytes() + others
     runtime.restore(slot, forge(runtime.export(slot), dict.copy, body))

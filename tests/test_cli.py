@@ -113,6 +113,7 @@ def test_train_writes_a_checkpoint(trained: Path) -> None:
     checkpoint = Checkpoint(trained / "checkpoints" / "beer")
     assert checkpoint.config.training["recipe"]["corpus"] == str(trained / "beer.txt")
     assert (trained / "runs" / "beer" / "recipe.json").exists()
+    assert checkpoint.match is not None  # it is calibrated, too
     text = aft("generate", "9", "--model", "beer", "--checkpoints", trained / "checkpoints", "--max-tokens", 50)
     assert text.exit_code == 0
 
@@ -182,7 +183,7 @@ def test_help() -> None:
         (["train", "checkpoints/shakespeare/train.toml"], "training needs torch and matplotlib: make setup-train"),
         (["eval", "shakespeare"], "an evaluation needs torch"),
         (["eval", "shakespeare", "--plot", "x.png"], "an evaluation needs torch and matplotlib"),
-        (["prior", "shakespeare"], "a prior needs torch"),
+        (["calibrate", "shakespeare"], "a calibration needs torch"),
         (["bench", "decode", "--random", "1x32x4"], "a model of random weights needs torch"),
     ],
 )

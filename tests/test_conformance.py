@@ -29,8 +29,8 @@ def test_shipped_models(folder: Path, target: str) -> None:
     assert stored["fingerprint"] == runtime.fingerprint, "aft conformance NAME --write, if other bits are meant"
     found = conformance.digests(checkpoint, runtime, 10_000 if target == targets()[0] else 1_000)
     assert found.items() <= stored["logits_sha256"].items()
-    if checkpoint.prior is not None:
-        network = NativeRuntime(checkpoint, 1, threads=1, target=target, prior=False)
+    if checkpoint.match is not None:
+        network = NativeRuntime(checkpoint, 1, threads=1, target=target, match=False)
         assert conformance.digests(checkpoint, network, 1_000).items() <= stored["network_sha256"].items()
 
 

@@ -279,24 +279,23 @@ def test_states_of_any_numbers_are_restored_and_run(pool: Pool, shape: str, data
     runtime = pool(shape)
     vocab, last = runtime.vocab_size, runtime.max_position
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    numbers = rng.integers(0, 2**32, runtime.state_bytes // 4, np.uint32)
+    numbers = rng.integers(0, 2**32, (runtime.state_bytes - runtime.recent_bytes) // 4, np.uint32)
     extreme = rng.random(numbers.size) < data.draw(st.sampled_from([0.0, 0.01, 1.0]))
     numbers[extreme] = rng.choice(WORDS, int(extreme.sum()))
     position = data.draw(st.integers(0, 2**62 - 100 if last is None else last - 8))
     counts = np.minimum(rng.integers(0, 2**31 - 100, vocab), (position + 1) // vocab).astype(np.int32)
     seen = rng.integers(0, 2, vocab).astype(np.uint8)
     automaton_state = data.draw(st.integers(0, 4))
-    tokens = rng.integers(0, vocab, 4).tolist()
+    recent = rng.integers(0, vocab, runtime.recent_bytes // 2).astype(np.uint16)  # of a match model
+    recent[position:] = 0
 
     def change(facts: dict[str, Any]) -> None:
         facts.update(position=position, automaton_state=automaton_state)
-        if "recent" in facts:  # of a model with a prior of four characters
-            facts["recent"] = tokens[: min(4, position)]
 
     state = forge(
         runtime.export(0),
         change,
-        numbers.tobytes() + counts.tobytes() + seen.tobytes(),
+        numbers.tobytes() + recent.tobytes() + counts.tobytes() + seen.tobytes(),
     )
     mate = Job(1, prompt(5, 1, vocab), targets=prompt(5, 2, vocab), draw=Draw(PENALISED, 4))
     expected = one(runtime, mate)
@@ -397,8 +396,9 @@ def test_log_probabilities_are_the_equations(pool: Pool, checkpoints: Checkpoint
     network = weights.load(checkpoints(shape))
     for as_kernel, bounds in ((False, ROUNDED), (True, SAME_ROUNDING)):
         wanted = logits64(network, tokens, as_kernel=as_kernel)
-        if (prior := checkpoints(shape).prior) is not None:
-            wanted = np.stack([prior.mixed(row, tokens[: i + 1]) for i, row in enumerate(wanted)])
+        if (match := checkpoints(shape).match) is not None:
+            read = np.array(tokens, np.uint16)
+            wanted = np.stack([match.mixed(row, read[: i + 1]) for i, row in enumerate(wanted)])
         near(done.logits, wanted, bounds)
     theirs = one(EagerRuntime(checkpoints(shape), 1), Job(0, tokens, targets))
     np.testing.assert_allclose(done.target_logprobs, theirs.target_logprobs, rtol=0, atol=ROUNDED["worst"])
@@ -440,8 +440,8 @@ def test_a_frame_comes_down_with_its_key(tmp_path: Path) -> None:
 
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "shakespeare"
-SHIPPED_FINGERPRINT = "59c6dff6ae5b2715bce6e391484c80899fc3687d8fff18ceb26584d49169de4a"
-SHIPPED_LOGITS = "8f212918d498d47ae191ada2fbb749e30eb29b00a3f4cb676a74532eb53a344b"
+SHIPPED_FINGERPRINT = "e4dea3691a2772b96090f168f3fe17665f66437b53956e6c2eb93d4b4237aa74"
+SHIPPED_LOGITS = "67950bcedfe4f5c2ae882c95b8a2f9382ea10d9272fc166bef0dfe41944fd14b"
 
 
 def test_the_shipped_models_logits() -> None:
@@ -450,18 +450,18 @@ def test_the_shipped_models_logits() -> None:
     A change of the kernel's numerics changes the constant, and then NUMERICS has to change as well.
     """
     source = tiny.opened(SHIPPED)
-    known = source.fingerprint_with(prior=False)
+    known = source.fingerprint_with(match=False)
     if known != SHIPPED_FINGERPRINT:
         pytest.fail(f"another network is shipped ({known}): this test needs its constants")
     text = " ".join((SHIPPED.parent.parent / "LICENSE").read_text().split())[:2000]
     ids = [source.tokenizer.begin, *source.tokenizer.encode(text)]
     job, bits = Job(0, ids[:-1], ids[1:], logits="all"), 0.0
     for target in TARGETS:
-        done = one(NativeRuntime(source, 1, target=target, prior=False), job)
+        done = one(NativeRuntime(source, 1, target=target, match=False), job)
         assert done.logits is not None
         assert sha256(done.logits.tobytes()).hexdigest() == SHIPPED_LOGITS, target
         bits = -sum(done.target_logprobs) / math.log(2) / 2000
-    theirs = one(EagerRuntime(source, 1, prior=False), dataclasses.replace(job, logits="none"))
+    theirs = one(EagerRuntime(source, 1, match=False), dataclasses.replace(job, logits="none"))
     assert bits == pytest.approx(-sum(theirs.target_logprobs) / math.log(2) / 2000, abs=0.005)
 
 

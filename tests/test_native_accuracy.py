@@ -87,7 +87,7 @@ def shipped() -> tuple[Checkpoint, list[int], Tensor]:
     source = Checkpoint(SHIPPED)
     text = " ".join((ROOT / "LICENSE").read_text().split())[:1000]
     tokens = [source.tokenizer.begin, *source.tokenizer.encode(text)]
-    return source, tokens, ran(NativeRuntime(source, 1, prior=False), tokens[:-1])
+    return source, tokens, ran(NativeRuntime(source, 1, match=False), tokens[:-1])
 
 
 def test_shipped_weights(shipped: tuple[Checkpoint, list[int], Tensor]) -> None:
@@ -154,7 +154,7 @@ ONE_WEIGHT: dict[str, Change] = {
 def test_keys_of_a_hundred_and_a_window_of_twenty(tmp_path: Path, w: float, decay: bool) -> None:
     """Exp(k) from e^-100 to e^100, times exp(w); and one changed weight is seen."""
     source, tokens = Checkpoint(extreme_checkpoint(tmp_path / "m", w, decay=decay)), random_tokens(POSITIONS)
-    native = ran(NativeRuntime(source, 1, prior=False), tokens)
+    native = ran(NativeRuntime(source, 1, match=False), tokens)
     error = difference(native, exact(source, tokens, NONE))
     assert error["largest"] < EXTREME_WORST
     assert error["mean"] < EXTREME_MEAN
@@ -175,7 +175,7 @@ def at_depth(source: Checkpoint, tokens: list[int], reach: int, change: Change |
 
 def native_at_depth(source: Checkpoint, tokens: list[int]) -> Tensor:
     """The native runtime at the last positions, after all others."""
-    runtime = NativeRuntime(source, 1, prior=False)
+    runtime = NativeRuntime(source, 1, match=False)
     for at in range(0, len(tokens) - LAST, PIECE):
         runtime.run([Job(0, tokens[at : min(at + PIECE, len(tokens) - LAST)])])
     return ran(runtime, tokens[-LAST:])

@@ -369,7 +369,7 @@ def test_a_tensors_type_changes_nothing(tmp_path: Path, checkpoints: Checkpoints
     wide = NativeRuntime(changed(checkpoints(shape), tmp_path / "w", wide_matrices), 1)
     job = Job(0, prompt(30), logits="all")
     same(one(narrow, job), one(plain, job))
-    own = NativeRuntime(checkpoints(shape), 1, prior=False)
+    own = NativeRuntime(checkpoints(shape), 1, match=False)
     same(one(wide, job), one(own, job))
     assert wide.fingerprint != own.fingerprint
 

@@ -49,11 +49,11 @@ def choose(wanted: Wanted = "auto") -> tuple[Literal["native", "torch"], str]:
 
 
 def open_runtime(
-    checkpoint: Checkpoint, num_slots: int, *, threads: int = 0, wanted: Wanted = "auto", prior: bool = True
+    checkpoint: Checkpoint, num_slots: int, *, threads: int = 0, wanted: Wanted = "auto", match: bool = True
 ) -> Runtime:
     """A runtime for a checkpoint. ``threads`` 0: all available for the native one, one for torch.
 
-    ``prior``: whether the checkpoint's n-gram prior is used, where it has one.
+    ``match``: whether the checkpoint's match model is used, where it has one.
     CheckpointError where the weights do not fit, RuntimeMissingError where there is no such runtime.
     """
     name, _ = choose(wanted)
@@ -61,11 +61,11 @@ def open_runtime(
         from model.runtime.native.runtime import NativeRuntime
 
         target = os.environ.get(ISA_VARIABLE, "")
-        return NativeRuntime(checkpoint, num_slots, threads or available_cores(), target, prior=prior)
+        return NativeRuntime(checkpoint, num_slots, threads or available_cores(), target, match=match)
     import torch
 
     from model.runtime.eager import EagerRuntime
 
     # beside an event loop a second thread of torch makes a step three times as slow (docs/benchmarks.md)
     torch.set_num_threads(threads or 1)
-    return EagerRuntime(checkpoint, num_slots, prior=prior)
+    return EagerRuntime(checkpoint, num_slots, match=match)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.checkpoint import Checkpoint
+from model.match import Recent
 from model.recurrent import State
 from model.runtime import states
 from model.runtime.base import Done, Job, JobError, StateError, Stop, check_jobs
@@ -23,6 +24,7 @@ from model.sampling import log_softmax
 from model.weights import load
 
 TILE = 16  # slots of one decode step: one stream does not pay for all slots, many share the calls into torch
+NOTHING: Recent = np.empty(0, np.uint16)  # what a stream has read that has read nothing
 CHUNKS = tuple(2**i for i in range(9, -1, -1))  # positions of a prefill call, the largest that fits first
 
 
@@ -32,8 +34,8 @@ class EagerRuntime:
     name = "torch"
     exact = False
 
-    def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu", *, prior: bool = True) -> None:
-        """CheckpointError where the weights do not fit the config. ``prior``: whether the checkpoint's is used."""
+    def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu", *, match: bool = True) -> None:
+        """CheckpointError where the weights do not fit the config. ``match``: whether its match model is used."""
         self._network = load(checkpoint).to(device).freeze()
         config = checkpoint.config.model
         self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
@@ -41,19 +43,19 @@ class EagerRuntime:
         self.isa, self.threads = device, torch.get_num_threads()
         self._tile = min(TILE, num_slots)
         # the width of a tile decides which kernels torch takes, and so the last bits
-        numerics = f"{checkpoint.fingerprint_with(prior=prior)} torch float32 tile {self._tile}"
+        numerics = f"{checkpoint.fingerprint_with(match=match)} torch float32 tile {self._tile}"
         self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
         self._tiles = [self._network.init_state(self._tile) for _ in range(-(-num_slots // self._tile))]
         self._empty = self._network.init_state(1)
         self._positions = [0] * num_slots
-        self._prior = checkpoint.prior if prior else None
-        self._order = self._prior.order if self._prior is not None else 0
-        self._recent: list[list[int]] = [[] for _ in range(num_slots)]  # the last tokens, the newest first
+        self._match = checkpoint.match if match else None
+        self.recent_bytes = self._match.state_bytes if self._match is not None else 0
+        self._window = self.recent_bytes // 2
+        self._recent: list[Recent] = [NOTHING] * num_slots  # the last tokens, oldest first
         self._samplers = [SlotSampler.empty(self.vocab_size) for _ in range(num_slots)]
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self._network.parameters())
         self.workspace_bytes = 0
-        self.prior_bytes = sum(c.nbytes for c in self._prior.columns().values()) if self._prior is not None else 0
-        self.state_bytes = sum(t.numel() * t.element_size() for state in self._empty for t in state)
+        self.state_bytes = sum(t.numel() * t.element_size() for state in self._empty for t in state) + self.recent_bytes
 
     def position(self, slot: int) -> int:
         """Positions consumed."""
@@ -111,13 +113,13 @@ class EagerRuntime:
                 last = {slot: self._mixed(slot, row[None], [drawn[slot]])[0] for slot, row in stepped.items()}
 
     def _mixed(self, slot: int, rows: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits (n, V) after the last n of the tokens that a slot has consumed, with the prior's part."""
-        if self._prior is None:
+        """The logits (n, V) after the last n of the tokens that a slot has consumed, with the match model's part."""
+        if self._match is None:
             return rows
-        stream = [*reversed(self._recent[slot]), *tokens]
-        self._recent[slot] = stream[: -self._order - 1 : -1]
+        stream = np.concatenate([self._recent[slot], np.asarray(tokens, np.uint16)])
+        self._recent[slot] = stream[max(0, len(stream) - self._window) :]
         ends = range(len(stream) - len(rows) + 1, len(stream) + 1)
-        return np.stack([self._prior.mixed(row, stream[:end]) for row, end in zip(rows, ends, strict=True)])
+        return np.stack([self._match.mixed(row, stream[:end]) for row, end in zip(rows, ends, strict=True)])
 
     def _step(self, tokens: dict[int, int]) -> dict[int, NDArray[np.float32]]:
         """One position of the given slots; whole tiles are computed, the other slots' states stay."""
@@ -170,7 +172,7 @@ class EagerRuntime:
         """Back to before the first position."""
         self._write(slot, self._empty)
         self._positions[slot] = 0
-        self._recent[slot] = []
+        self._recent[slot] = NOTHING
         self._samplers[slot] = SlotSampler.empty(self.vocab_size)
 
     def copy(self, source: int, targets: Sequence[int]) -> None:
@@ -179,7 +181,7 @@ class EagerRuntime:
         for target in targets:
             self._write(target, state)
             self._positions[target] = self._positions[source]
-            self._recent[target] = list(self._recent[source])
+            self._recent[target] = self._recent[source]
             self._samplers[target] = self._samplers[source].copy()
 
     def export(self, slot: int) -> bytes:
@@ -190,10 +192,9 @@ class EagerRuntime:
             "position": self._positions[slot],
             "automaton_state": sampler.automaton_state,
         }
-        if self._order:
-            facts["recent"] = self._recent[slot]
         layers = [part[0].cpu().numpy() for layer in self._read(slot) for part in layer]
-        return states.pack(facts, [*layers, sampler.counts, sampler.seen])
+        recent = states.padded(self._recent[slot], self._window)
+        return states.pack(facts, [*layers, recent, sampler.counts, sampler.seen])
 
     def restore(self, slot: int, state: bytes) -> None:
         """Put an exported state into a slot. StateError leaves the slot as it was."""
@@ -201,7 +202,7 @@ class EagerRuntime:
         if facts.get("fingerprint") != self.fingerprint:
             raise StateError("the state belongs to another model or runtime")
         arrays = list(self._arrays(body))
-        counts, seen = arrays.pop(-2), arrays.pop()
+        recent, counts, seen = (arrays.pop(at) for at in (-3, -2, -1))
         tensors = iter(torch.from_numpy(array).to(self._device)[None] for array in arrays)
         layers = [State(*(next(tensors) for _ in layer)) for layer in self._empty]
         position, automaton_state = facts.get("position"), facts.get("automaton_state")
@@ -210,13 +211,14 @@ class EagerRuntime:
         if not isinstance(automaton_state, int) or automaton_state < 0:
             raise StateError("the state's automaton is in no state")
         states.check_sampler(counts.astype(np.int32), seen.astype(np.uint8), position)
-        recent = states.check_recent(facts.get("recent", []), self._order, position, self.vocab_size)
+        last = states.check_recent(recent.astype(np.uint16), position, self.vocab_size)
         self._write(slot, layers)
-        self._positions[slot], self._recent[slot] = position, recent
+        self._positions[slot], self._recent[slot] = position, last
         self._samplers[slot] = SlotSampler(counts.astype(np.int32), seen.astype(np.bool_), automaton_state)
 
     def _arrays(self, body: bytes) -> Iterator[NDArray[np.generic]]:
         shapes = [(part[0].cpu().numpy().dtype, tuple(part.shape[1:])) for layer in self._empty for part in layer]
+        shapes += [(np.dtype(np.uint16), (self._window,))]
         shapes += [(np.dtype(np.int32), (self.vocab_size,)), (np.dtype(np.bool_), (self.vocab_size,))]
         sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in shapes]
         if len(body) != sum(sizes):

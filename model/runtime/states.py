@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from model.match import Recent
 from model.runtime.base import StateError
 
 MAGIC = b"AFTSTATE"
@@ -43,12 +44,17 @@ def unpack(state: bytes) -> tuple[dict[str, object], bytes]:
     return facts, content[start + size :]
 
 
-def check_recent(recent: object, order: int, position: int, vocab_size: int) -> list[int]:
-    """The last tokens of a state, the newest first, as a prior reads them. StateError where they cannot be."""
-    known = isinstance(recent, list) and all(type(token) is int and 0 <= token < vocab_size for token in recent)
-    if not isinstance(recent, list) or not known or len(recent) != min(order, position):
-        raise StateError("the state's last tokens are no tokens of this model, or not as many as it needs")
-    return recent
+def padded(recent: Recent, window: int) -> Recent:
+    """The last tokens of a stream and zeros: a state has one size."""
+    return np.concatenate([recent, np.zeros(window - len(recent), np.uint16)])
+
+
+def check_recent(stored: Recent, position: int, vocab_size: int) -> Recent:
+    """What ``padded`` stored: the last tokens, which a match model reads. StateError where they cannot be."""
+    count = max(0, min(position, len(stored)))
+    if position < 0 or stored[:count].max(initial=0) >= vocab_size or stored[count:].any():
+        raise StateError("the state's last tokens are no tokens of this model, or more than it has read")
+    return stored[:count]
 
 
 def check_sampler(counts: NDArray[np.int32], seen: NDArray[np.uint8], position: int) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from model.automaton import Automaton
 from model.checkpoint import Checkpoint, CheckpointError
 from model.config import ModelConfig
+from model.match import Match
 from model.runtime import states
 from model.runtime.base import Done, Draw, Job, JobError, StateError, Stop, check_jobs
 from model.runtime.native import weights
@@ -28,11 +29,11 @@ class NativeRuntime:
     exact = True
 
     def __init__(
-        self, checkpoint: Checkpoint, num_slots: int, threads: int = 1, target: str = "", *, prior: bool = True
+        self, checkpoint: Checkpoint, num_slots: int, threads: int = 1, target: str = "", *, match: bool = True
     ) -> None:
         """CheckpointError where the tensors do not fit the config; ValueError for an unknown instruction set.
 
-        ``prior``: whether the checkpoint's n-gram prior is used, where it has one.
+        ``match``: whether the checkpoint's match model is used, where it has one.
         """
         config = checkpoint.config.model
         if num_slots < 1 or threads < 1:
@@ -44,18 +45,18 @@ class NativeRuntime:
         weights.check(stored, checkpoint)
         arrays = weights.bands(stored, config)
         last = -1 if self.max_position is None else self.max_position
+        self.recent_bytes = checkpoint.match.state_bytes if match and checkpoint.match is not None else 0
+        self._window = self.recent_bytes // 2
         try:
             self._kernel = Kernel(kernel_shape(config), arrays, num_slots, last, threads, target)
+            if match and checkpoint.match is not None:
+                self._kernel.set_match(*match_arguments(checkpoint.match))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.name}: {error}") from None
-        self._order = 0
-        if prior and checkpoint.prior is not None:
-            self._kernel.set_prior(checkpoint.prior.columns())
-            self._order = checkpoint.prior.order
-        numerics = f"{checkpoint.fingerprint_with(prior=prior)} {NUMERICS}"
+        numerics = f"{checkpoint.fingerprint_with(match=match)} {NUMERICS}"
         self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
-        self.state_bytes, self.weight_bytes = self._kernel.state_bytes, self._kernel.weight_bytes
-        self.workspace_bytes, self.prior_bytes = self._kernel.workspace_bytes, self._kernel.prior_bytes
+        self.state_bytes = self._kernel.state_bytes + self.recent_bytes
+        self.weight_bytes, self.workspace_bytes = self._kernel.weight_bytes, self._kernel.workspace_bytes
         self.isa, self.threads = self._kernel.target, self._kernel.threads
 
     def position(self, slot: int) -> int:
@@ -102,9 +103,8 @@ class NativeRuntime:
         facts: dict[str, object] = {
             "fingerprint": self.fingerprint, "position": position, "automaton_state": automaton_state,
         }  # fmt: skip
-        if self._order:
-            facts["recent"] = self._kernel.recent(slot)[: self._order]
-        return states.pack(facts, [np.frombuffer(part, np.uint8) for part in (state, counts, seen)])
+        recent = states.padded(np.frombuffer(self._kernel.recent(slot), np.uint16), self._window)
+        return states.pack(facts, [np.frombuffer(part, np.uint8) for part in (state, recent.tobytes(), counts, seen)])
 
     def restore(self, slot: int, state: bytes) -> None:
         """Put an exported state into a slot. StateError leaves the slot as it was."""
@@ -119,10 +119,12 @@ class NativeRuntime:
         cuts = (self.state_bytes, self.state_bytes + 4 * self.vocab_size)
         if len(body) != cuts[1] + self.vocab_size:
             raise StateError(f"the state has {len(body)} bytes, this model's has {cuts[1] + self.vocab_size}")
-        parts = body[: cuts[0]], body[cuts[0] : cuts[1]], body[cuts[1] :]
+        network = self.state_bytes - self.recent_bytes
+        parts = body[:network], body[cuts[0] : cuts[1]], body[cuts[1] :]
         states.check_sampler(np.frombuffer(parts[1], np.int32), np.frombuffer(parts[2], np.uint8), position)
-        recent = states.check_recent(facts.get("recent", []), self._order, position, self.vocab_size)
-        self._kernel.restore(self._checked(slot), *parts, position, automaton_state, recent)
+        stored = np.frombuffer(body[network : cuts[0]], np.uint16)
+        recent = states.check_recent(stored, position, self.vocab_size)
+        self._kernel.restore(self._checked(slot), *parts, position, automaton_state, recent.tobytes())
 
     def _checked(self, slot: int) -> int:
         if not 0 <= slot < self.num_slots:
@@ -153,6 +155,11 @@ def kernel_shape(config: ModelConfig) -> dict[str, int]:
         "raster_first": raster.name_length if raster else 0,
         "token_shift": int(config.token_shift),
     }
+
+
+def match_arguments(match: Match) -> tuple[int, int, int, list[float]]:
+    """The fields of ``Match`` in src/match.h, in their order."""
+    return match.window, match.shortest, match.most, list(match.masses)
 
 
 def _draw(draw: Draw | None) -> tuple[object, ...] | None:

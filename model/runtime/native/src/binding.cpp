@@ -69,22 +69,17 @@ public:
         return results;
     }
 
-    void set_prior(const nb::dict& columns) {
-        Prior prior;
-        fill(columns, "gates", prior.gates);
-        fill(columns, "alphabet", prior.alphabet);
-        fill(columns, "keys", prior.keys);
-        fill(columns, "first", prior.first);
-        fill(columns, "count", prior.count);
-        fill(columns, "left", prior.left);
-        fill(columns, "letters", prior.letters);
-        fill(columns, "shares", prior.shares);
-        runtime_.set_prior(std::move(prior));
+    void set_match(int32_t window, int32_t shortest, int32_t most, std::vector<double> masses) {
+        if (window < 1 || shortest < 1 || most < 1 || most > MAX_MATCHES || masses.empty())
+            throw nb::value_error("a match model needs a window, a shortest length, 1 to 64 matches, and masses");
+        runtime_.set_match({window, shortest, most, std::move(masses)});
     }
 
-    std::vector<int32_t> recent(int slot) const {
+    nb::bytes recent(int slot) const {
+        int32_t count = 0;
         const Recent& recent = runtime_.recent(slot);
-        return {recent.tokens, recent.tokens + recent.count};
+        const uint16_t* tokens = recent.window_at(recent.end(), count);
+        return bytes_of(tokens, count * 2);
     }
 
     nb::tuple export_slot(int slot) {
@@ -96,7 +91,7 @@ public:
     }
 
     void restore(int slot, const nb::bytes& state, const nb::bytes& counts, const nb::bytes& seen, int64_t position,
-                 int automaton_state, const std::vector<int32_t>& recent) {
+                 int automaton_state, const nb::bytes& recent) {
         const size_t vocab = runtime_.model().vocab_size;
         if (int64_t(state.size()) != runtime_.state_bytes() || counts.size() != 4 * vocab || seen.size() != vocab)
             throw nb::value_error("the state's parts have other sizes than this model's");
@@ -107,22 +102,18 @@ public:
         const auto* flags = static_cast<const uint8_t*>(seen.data());
         sampler.seen.assign(flags, flags + vocab);
         sampler.automaton_state = automaton_state;
-        Recent last;
-        if (recent.size() > size_t(MAX_PRIOR_ORDER)) throw nb::value_error("a slot remembers fewer tokens");
-        for (auto token = recent.rbegin(); token != recent.rend(); ++token) last.push(*token);
-        runtime_.write(slot, state.data(), position, std::move(sampler), last);
+        Recent last = runtime_.no_recent();
+        for (size_t i = 0; i + 1 < recent.size(); i += 2) {
+            uint16_t token;
+            std::memcpy(&token, static_cast<const char*>(recent.data()) + i, 2);
+            last.push(token);
+        }
+        runtime_.write(slot, state.data(), position, std::move(sampler), std::move(last));
     }
 
     Runtime runtime_;
 
 private:
-    template <class T>
-    static void fill(const nb::dict& columns, const char* name, std::vector<T>& column) {
-        using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-        const Array array = nb::cast<Array>(columns[name]);
-        column.assign(array.data(), array.data() + array.size());
-    }
-
     Job job_of(const nb::tuple& given, std::vector<Table>& alive) {
         Job job;
         job.slot = nb::cast<int32_t>(given[0]);
@@ -175,7 +166,7 @@ NB_MODULE(_kernel, m) {
         .def("restore", &Kernel::restore, "slot"_a, "state"_a, "counts"_a, "seen"_a, "position"_a,
              "automaton_state"_a, "recent"_a)
         .def("recent", &Kernel::recent, "slot"_a)
-        .def("set_prior", &Kernel::set_prior, "columns"_a)
+        .def("set_match", &Kernel::set_match, "window"_a, "shortest"_a, "most"_a, "masses"_a)
         .def("reset", [](Kernel& k, int slot) { k.runtime_.reset(slot); }, "slot"_a)
         .def("copy", [](Kernel& k, int source, int target) { k.runtime_.copy(source, target); }, "source"_a,
              "target"_a)
@@ -184,7 +175,6 @@ NB_MODULE(_kernel, m) {
              "slot"_a)
         .def_prop_ro("state_bytes", [](const Kernel& k) { return k.runtime_.state_bytes(); })
         .def_prop_ro("workspace_bytes", [](const Kernel& k) { return k.runtime_.workspace_bytes(); })
-        .def_prop_ro("prior_bytes", [](const Kernel& k) { return k.runtime_.prior_bytes(); })
         .def_prop_ro("weight_bytes", [](const Kernel& k) { return k.runtime_.weight_bytes(); })
         .def_prop_ro("target", [](const Kernel& k) { return std::string(k.runtime_.target()); })
         .def_prop_ro("threads", [](const Kernel& k) { return k.runtime_.threads(); });

@@ -324,7 +324,8 @@ float read_all(const float* x, int64_t count) {
 #define AFT_STRING2(x) #x
 #define AFT_STRING(x) AFT_STRING2(x)
 extern const Probability probability;
+int32_t search(const uint16_t* tokens, int32_t count, int32_t length, int32_t most, int32_t* places);
 extern const Target target;
-const Target target = {AFT_STRING(AFT_TARGET), guarded_forward, exp_all, read_all, matmul, &probability};
+const Target target = {AFT_STRING(AFT_TARGET), guarded_forward, exp_all, read_all, matmul, &probability, search};
 
 }  // namespace aft::AFT_TARGET

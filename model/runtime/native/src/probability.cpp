@@ -83,16 +83,15 @@ void weigh(double* scores, int32_t count, double largest, double temperature) {
     for (int32_t j = i; j < count; ++j) scores[j] = lanes[j - i];
 }
 
-void blend(float* logits, int32_t count, const int32_t* alphabet, int32_t letters, const double* q, double gate,
-           double* scratch) {
-    const double rest = 1.0 - gate;
+void add(float* logits, int32_t count, const int32_t* tokens, const double* mass, int32_t n) {
     const Normaliser own = normalise(logits, count);
-    for (int32_t i = 0; i < letters; ++i) scratch[i] = logprob(own, logits[alphabet[i]]);
-    for (int32_t i = 0; i < letters; i += WIDE)
-        store(scratch + i, log(rest * exp(load(scratch + i)) + gate * load(q + i)));
-    const double shift = log(all(rest))[0];
-    for (int32_t i = 0; i < count; ++i) logits[i] = float(logprob(own, logits[i]) + shift);
-    for (int32_t i = 0; i < letters; ++i) logits[alphabet[i]] = float(scratch[i]);
+    const double total = own.largest + own.log_sum;
+    for (int32_t i = 0; i < n; i += WIDE) {
+        D lanes = all(-INFINITE);
+        for (int32_t j = i; j < n && j < i + WIDE; ++j) lanes[j - i] = logprob(own, logits[tokens[j]]);
+        lanes = log(exp(lanes) + load(mass + i)) + total;
+        for (int32_t j = i; j < n && j < i + WIDE; ++j) logits[tokens[j]] = float(lanes[j - i]);
+    }
 }
 
 Normaliser guarded_normalise(const float* logits, int32_t count) {
@@ -105,15 +104,14 @@ void guarded_weigh(double* scores, int32_t count, double largest, double tempera
     weigh(scores, count, largest, temperature);
 }
 
-void guarded_blend(float* logits, int32_t count, const int32_t* alphabet, int32_t letters, const double* q, double gate,
-                   double* scratch) {
+void guarded_add(float* logits, int32_t count, const int32_t* tokens, const double* mass, int32_t n) {
     Environment environment;
-    blend(logits, count, alphabet, letters, q, gate, scratch);
+    add(logits, count, tokens, mass, n);
 }
 
 }  // namespace
 
 extern const Probability probability;
-const Probability probability = {guarded_normalise, guarded_weigh, guarded_blend};
+const Probability probability = {guarded_normalise, guarded_weigh, guarded_add};
 
 }  // namespace aft::AFT_TARGET

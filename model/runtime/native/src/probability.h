@@ -16,15 +16,14 @@ using Normalise = Normaliser (*)(const float* logits, int32_t count);
 // exp((scores - largest) / temperature), in place.
 using Weigh = void (*)(double* scores, int32_t count, double largest, double temperature);
 
-// log((1 - gate) p + gate q) in place of logits; q is by letter, of which ``alphabet`` says the token, and 0 for a
-// token that is none. ``scratch``: as long as q, both in whole vectors of 8.
-using Blend = void (*)(float* logits, int32_t count, const int32_t* alphabet, int32_t letters, const double* q,
-                       double gate, double* scratch);
+// Adds masses to the probabilities of n different tokens, in their logits; the sum is no longer 1. ``mass`` is read in
+// whole vectors of 8.
+using Add = void (*)(float* logits, int32_t count, const int32_t* tokens, const double* mass, int32_t n);
 
 struct Probability {
     Normalise normalise;
     Weigh weigh;
-    Blend blend;
+    Add add;
 };
 
 }  // namespace aft

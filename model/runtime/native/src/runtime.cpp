@@ -233,7 +233,7 @@ void Runtime::reset(int32_t slot) {
         std::fill(peak, peak + padded, EMPTY_PEAK);
     }
     slots_[slot].position = 0;
-    slots_[slot].recent = {};
+    slots_[slot].recent = no_recent();
     slots_[slot].sampler = {std::vector<int32_t>(model_.vocab_size), std::vector<uint8_t>(model_.vocab_size), 0};
 }
 
@@ -243,28 +243,31 @@ void Runtime::copy(int32_t source, int32_t target) {
     slots_[target] = slots_[source];
 }
 
-void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler sampler, const Recent& recent) {
+void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler sampler, Recent recent) {
     std::memcpy(states_ + slot * slot_words_, state, slot_words_ * 4);
-    slots_[slot] = {position, std::move(sampler), recent};
+    slots_[slot] = {position, std::move(sampler), std::move(recent)};
 }
 
-void Runtime::set_prior(Prior prior) {
-    prior_ = std::move(prior);
+void Runtime::set_match(Match match) {
+    match_ = std::move(match);
+    for (Slot& slot : slots_) slot.recent = no_recent();
 }
+
+// A pass feeds up to MAX_ROWS tokens before the logits after the first of them are mixed.
+Recent Runtime::no_recent() const { return match_ ? Recent(match_.window, MAX_ROWS) : Recent(); }
 
 float* Runtime::logits_row(int32_t row) const {
     return buffers_.logits + int64_t(row) * model_.vocab_blocks * LANES;
 }
 
-// ``contexts``: what stands before what each row of logits predicts.
-void Runtime::pass(const std::vector<Row>& rows, const std::vector<Recent>& contexts) {
+// ``moments``: what stands before what each row of logits predicts.
+void Runtime::pass(const std::vector<Row>& rows, const std::vector<Moment>& moments) {
     pool_.run([&](int thread) {
         const Team team{thread, pool_.threads(), [](void* pool) { static_cast<Pool*>(pool)->barrier(); }, &pool_};
-        target_.forward(model_, rows.data(), int32_t(rows.size()), int32_t(contexts.size()), buffers_, team);
-        if (!prior_) return;
-        for (size_t i = thread; i < contexts.size(); i += pool_.threads())
-            prior_.mix(*target_.probability, logits_row(int32_t(i)), model_.vocab_size, contexts[i],
-                       draw_scratch_[thread]);
+        target_.forward(model_, rows.data(), int32_t(rows.size()), int32_t(moments.size()), buffers_, team);
+        if (!match_) return;
+        for (size_t i = thread; i < moments.size(); i += pool_.threads())
+            match_.mix(target_, logits_row(int32_t(i)), model_.vocab_size, moments[i]);
     });
 }
 
@@ -333,13 +336,13 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
         int32_t row;
     };
     std::vector<Row> rows;
-    std::vector<Recent> contexts;
+    std::vector<Moment> moments;
     std::vector<Want> wanted;
     std::vector<Live> drawn_in_pass;
     std::vector<size_t> going;
     auto flush = [&] {
         if (rows.empty()) return;
-        pass(rows, contexts);
+        pass(rows, moments);
         for (const Want& want : wanted) {
             const Job& job = jobs[want.job];
             const float* logits = logits_row(want.row);
@@ -356,18 +359,18 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
             if (done[at.job].stopped == Stop::NONE && int32_t(done[at.job].drawn.size()) < jobs[at.job].draw.max_new)
                 going.push_back(at.job);
         rows.clear();
-        contexts.clear();
+        moments.clear();
         wanted.clear();
         drawn_in_pass.clear();
     };
     // one position more of a slot; the row of its logits, where they are wanted
     auto feed = [&](int32_t number, int32_t token, bool logits) {
         Slot& slot = slots_[number];
-        const int32_t row = logits ? int32_t(contexts.size()) : -1;
+        const int32_t row = logits ? int32_t(moments.size()) : -1;
         rows.push_back({states_ + number * slot_words_, slot.position, token, row});
         slot.position += 1;
         slot.recent.push(token);
-        if (logits) contexts.push_back(slot.recent);
+        if (logits) moments.push_back({&slot.recent, slot.recent.end()});
         slot.sampler.seen[token] = 1;
         return row;
     };
@@ -404,9 +407,9 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
             const Guide& guide = jobs[j].draw.guide;
             live.push_back({j, row, guide ? feed(guide.slot, token, true) : -1});
         }
-        pass(rows, contexts);
+        pass(rows, moments);
         rows.clear();
-        contexts.clear();
+        moments.clear();
         draw_all();
         std::erase_if(going, [&](size_t j) {
             return done[j].stopped != Stop::NONE || int32_t(done[j].drawn.size()) >= jobs[j].draw.max_new;

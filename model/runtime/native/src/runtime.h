@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "match.h"
 #include "pool.h"
-#include "prior.h"
 #include "sampling.h"
 #include "types.h"
 
@@ -71,21 +71,21 @@ public:
     Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, int64_t max_position, int32_t threads,
             const std::string& target);
 
-    // From here on logits are those of the network and the prior together.
-    void set_prior(Prior prior);
+    // From here on logits are those of the network and the match model together. Before anything is read.
+    void set_match(Match match);
     // The jobs must be valid: the caller has checked slots, tokens and room.
     std::vector<Done> run(const std::vector<Job>& jobs);
 
     int64_t position(int32_t slot) const { return slots_[slot].position; }
     Sampler& sampler(int32_t slot) { return slots_[slot].sampler; }
     const Recent& recent(int32_t slot) const { return slots_[slot].recent; }
+    Recent no_recent() const;
     void reset(int32_t slot);
     void copy(int32_t source, int32_t target);
-    void write(int32_t slot, const void* state, int64_t position, Sampler sampler, const Recent& recent);
+    void write(int32_t slot, const void* state, int64_t position, Sampler sampler, Recent recent);
     const uint32_t* state(int32_t slot) const { return states_ + slot * slot_words_; }
     int64_t state_bytes() const { return slot_words_ * 4; }
     int64_t weight_bytes() const { return weight_bytes_; }
-    int64_t prior_bytes() const { return prior_.bytes(); }
     int64_t workspace_bytes() const { return workspace_bytes_; }
     int32_t num_slots() const { return int32_t(slots_.size()); }
     const char* target() const { return target_.name; }
@@ -109,7 +109,7 @@ private:
     const uint16_t* table(const Tensors& tensors, const std::string& name, int64_t rows, int64_t columns);
     void make_layer(const Tensors& tensors, const Shape& shape, int32_t number, Layer& layer);
     void make_bias(const Tensors& tensors, const Shape& shape, const std::string& prefix, Layer& layer);
-    void pass(const std::vector<Row>& rows, const std::vector<Recent>& contexts);
+    void pass(const std::vector<Row>& rows, const std::vector<Moment>& moments);
     float* logits_row(int32_t row) const;
 
     Model model_{};
@@ -119,7 +119,7 @@ private:
     std::vector<Slot> slots_;
     uint32_t* states_ = nullptr;
     int64_t slot_words_ = 0, weight_bytes_ = 0, workspace_bytes_ = 0, max_position_;
-    Prior prior_;
+    Match match_;
     Buffers buffers_{};
     std::vector<float*> scratch_;
     std::vector<std::vector<double>> draw_scratch_;

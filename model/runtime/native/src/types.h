@@ -97,6 +97,11 @@ using Read = float (*)(const float* x, int64_t count);
 using Matmul = void (*)(const Matrix& w, int32_t first, int32_t last, const float* x, int64_t x_stride, int32_t rows,
                         float* y, int64_t y_stride);
 
+// Where tokens[0 .. count) have before them the same ``length`` tokens as their end has; the newest first, at most
+// ``most``. Those places are ``length`` <= place < count.
+constexpr int32_t MAX_MATCHES = 64;
+using Search = int32_t (*)(const uint16_t* tokens, int32_t count, int32_t length, int32_t most, int32_t* places);
+
 struct Target {
     const char* name;
     Forward forward;
@@ -104,6 +109,7 @@ struct Target {
     Read read;
     Matmul matmul;
     const Probability* probability;
+    Search search;
 };
 
 }  // namespace aft

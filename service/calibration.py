@@ -1,0 +1,39 @@
+"""``aft calibrate``: fit to held-out data what training cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.terminal import fail, require
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Name of the checkpoint.")],
+    corpus: Annotated[str | None, typer.Option(help="Corpus; default: the one that it was trained on.")] = None,
+    window: Annotated[int, typer.Option(min=1, max=2**20, help="Tokens in which matches are looked for.")] = 4096,
+    shortest: Annotated[int, typer.Option(min=1, max=32, help="Tokens that must agree.")] = 2,
+    longest: Annotated[int, typer.Option(min=1, max=64, help="Tokens from which on matches are alike.")] = 20,
+    most: Annotated[int, typer.Option(min=1, max=64, help="Matches that count, the newest first.")] = 8,
+    checkpoints: Annotated[Path, typer.Option(help="Folder of model folders.")] = Path("checkpoints"),
+) -> None:
+    """Fit to the validation split how sure a model is and, for text, its match model; store both."""
+    from model.checkpoint import CheckpointError
+    from model.fetch import DataError
+
+    require("a calibration", "torch")
+    from model.match import Match
+    from model.runs import calibrate as run
+
+    if longest < shortest:
+        raise fail(f"--longest {longest} is less than --shortest {shortest}")
+    try:
+        found = run(checkpoints / model, corpus, Match.unfitted(window, shortest, longest, most))
+    except (ValueError, DataError, CheckpointError) as error:
+        raise fail(str(error)) from None
+    typer.echo(f"validation split {found.before:.4f} -> {found.bits:.4f} bits; logits times {found.factor:.3f}")
+    if found.match is not None:
+        masses = ", ".join(f"{mass:.2f}" for mass in found.match.masses)
+        typer.echo(f"masses of matches of {shortest} to {longest} tokens: {masses}")
