@@ -147,7 +147,7 @@ def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, trainin
         "format": FORMAT,
         "kind": "image" if isinstance(codec, PixelCodec) else "text",
         "model": model.model_dump(),
-        **_codec_facts(codec),
+        **codec_facts(codec),
         "files": {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()},
         "training": training,
     }
@@ -178,7 +178,8 @@ def _write(folder: Path, config: dict[str, Any], files: dict[str, bytes]) -> Non
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _codec_facts(codec: Codec) -> dict[str, Any]:
+def codec_facts(codec: Codec) -> dict[str, Any]:
+    """What config.json says of a codec."""
     if isinstance(codec, PixelCodec):
         return {"tokenizer": "pixels", "labels": codec.labels, "styles": codec.styles, "alphabet": codec.alphabet}
     return {"tokenizer": "characters" if isinstance(codec, Characters) else "bytes"}

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from model import checkpoint
-from model.checkpoint import Checkpoint, CheckpointError, Codec
+from model.checkpoint import TOKENIZER, Checkpoint, CheckpointError, Codec, codec_facts
 from model.network import Network
 
 
@@ -45,6 +45,28 @@ def scaled(source: Checkpoint, factor: float) -> bytes:
     given = safetensors.torch.load_file(source.folder / checkpoint.WEIGHTS)
     given.update({name: given[name].float() * factor for name in ("norm.weight", "norm.bias")})
     return safetensors.torch.save(given)
+
+
+def mean(one: Checkpoint, other: Checkpoint, share: float) -> Network:
+    """(1 - share) times one model's weights and share times another's, which went on from it or from where it began.
+
+    Two such models often lie in one valley, and what is between them is better than either (Wortsman et al. 2022,
+    arXiv 2203.05482). A token shift that only the other has is 1, which passes everything on, in the first. ValueError
+    where the shapes differ otherwise, or ids mean something else.
+    """
+    if codec_facts(one.codec) != codec_facts(other.codec) or one.config.files.get(TOKENIZER) != other.config.files.get(
+        TOKENIZER
+    ):
+        raise ValueError(f"the ids of {one.name} and {other.name} mean different things")
+    first, network = load(one), load(other)
+    ours, theirs = stored(first), stored(network)
+    gained = {name: torch.ones_like(tensor) for name, tensor in theirs.items() if name.endswith(".share")}
+    ours = {**gained, **ours}
+    if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
+        raise ValueError(f"{one.name} and {other.name} have different shapes: there is nothing between them")
+    between = {name: torch.lerp(ours[name], tensor, share) for name, tensor in theirs.items()}
+    network.load_state_dict(between, strict=not network.config.tied_head)
+    return network
 
 
 def save(network: Network, codec: Codec, folder: Path, training: dict[str, Any]) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import checkpoints_for_tests
 import pytest
+import torch
 from click.testing import Result
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from model.checkpoint import Checkpoint
@@ -201,3 +203,28 @@ def test_without_the_extra_it_is_one_line(command: list[str], words: str) -> Non
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_average(tmp_path: Path) -> None:
+    """Halfway between two models; a shift that only the other has begins at 1; nothing between different shapes."""
+    where = ["--checkpoints", tmp_path]
+    plain = checkpoints_for_tests.plain_bytes(tmp_path / "a")
+    shifted = checkpoints_for_tests.plain_bytes(tmp_path / "b", 1, token_shift=True)
+    assert aft("average", "a", "b", "--name", "c", "--share", 0.25, *where).exit_code == 0
+    one, other, found = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert found.keys() == other.keys()
+    for name, tensor in found.items():
+        first = one.get(name, torch.ones_like(tensor)).float()
+        wanted = (0.75 * first + 0.25 * other[name].float()).to(tensor.dtype).float()
+        assert torch.allclose(tensor.float(), wanted, atol=1e-3)
+    assert Checkpoint(tmp_path / "c").config.training["average"] == {"of": ["a", "b"], "share": 0.25}
+    assert Checkpoint(tmp_path / "c").config.model == Checkpoint(shifted).config.model
+    before = Checkpoint(plain).fingerprint
+    refuse(aft("average", "a", "b", "--name", "a", *where), "would replace what is averaged")
+    checkpoints_for_tests.plain_bytes(tmp_path / "d", dim=48)
+    refuse(aft("average", "a", "d", "--name", "e", *where), "different shapes")
+    checkpoints_for_tests.characters(tmp_path / "f")
+    refuse(aft("average", "a", "f", "--name", "e", *where), "mean different things")
+    refuse(aft("average", "a", "absent", "--name", "e", *where), "absent")
+    assert Checkpoint(plain).fingerprint == before
+    assert not (tmp_path / "e").exists()
