@@ -1,4 +1,4 @@
-"""``aft calibrate``: fit to held-out data what training cannot."""
+"""``aft calibrate`` and ``aft average``: what can be done to a model after its training."""
 
 from __future__ import annotations
 
@@ -37,3 +37,26 @@ def calibrate(
     if found.match is not None:
         masses = ", ".join(f"{mass:.2f}" for mass in found.match.masses)
         typer.echo(f"masses of matches of {shortest} to {longest} tokens: {masses}")
+
+
+def average(
+    model: Annotated[str, typer.Argument(help="Name of a checkpoint.")],
+    other: Annotated[str, typer.Argument(help="Name of one that went on from it.")],
+    name: Annotated[str, typer.Option(help="Name of the result; neither of both.")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="How much of the other.")] = 0.5,
+    checkpoints: Annotated[Path, typer.Option(help="Folder of model folders.")] = Path("checkpoints"),
+) -> None:
+    """Average the weights of two checkpoints, of which one went on from the other."""
+    require("an average", "torch")
+    from model import weights
+    from model.checkpoint import Checkpoint, CheckpointError
+
+    if name in (model, other):
+        raise fail(f"--name {name} would replace what is averaged")
+    try:
+        both = Checkpoint(checkpoints / model), Checkpoint(checkpoints / other)
+        facts = {**both[1].config.training, "average": {"of": [model, other], "share": share}}
+        weights.save(weights.mean(*both, share), both[1].codec, checkpoints / name, facts)
+    except (ValueError, CheckpointError) as error:
+        raise fail(str(error)) from None
+    typer.echo(f"{checkpoints / name}: aft calibrate {name}")

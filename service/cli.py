@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from service.calibration import calibrate
+from service.calibration import average, calibrate
 from service.load.cli import serve as bench_serve
 from service.terminal import fail, require
 
@@ -180,30 +180,7 @@ class BenchGroup(TyperGroup):
 
 
 app.command()(calibrate)
-
-
-@app.command()
-def average(
-    model: Annotated[str, typer.Argument(help="Name of a checkpoint.")],
-    other: Annotated[str, typer.Argument(help="Name of one that went on from it.")],
-    name: Annotated[str, typer.Option(help="Name of the result; neither of both.")],
-    share: Annotated[float, typer.Option(min=0, max=1, help="How much of the other.")] = 0.5,
-    checkpoints: Checkpoints = Path("checkpoints"),
-) -> None:
-    """Average the weights of two checkpoints, of which one went on from the other."""
-    require("an average", "torch")
-    from model import weights
-    from model.checkpoint import Checkpoint
-
-    if name in (model, other):
-        raise fail(f"--name {name} would replace what is averaged")
-    try:
-        both = Checkpoint(checkpoints / model), Checkpoint(checkpoints / other)
-        facts = {**both[1].config.training, "average": {"of": [model, other], "share": share}}
-        weights.save(weights.mean(*both, share), both[1].codec, checkpoints / name, facts)
-    except (ValueError, _checkpoint_error()) as error:
-        raise fail(str(error)) from None
-    typer.echo(f"{checkpoints / name}: aft calibrate {name}")
+app.command()(average)
 
 
 bench_app = typer.Typer(cls=BenchGroup, no_args_is_help=True, help="Measure a runtime, or a service over HTTP.")
