@@ -154,7 +154,7 @@ def _plot(result: dict[str, Any], rows: list[Depth], path: Path) -> None:
     axes.axhline(0, color="gray", linewidth=1)
     axes.axhspan(-0.01, 0.01, alpha=0.15)
     label = f"bits per character minus overlapping windows\n({result['bits_per_character']:.3f})"
-    most = max(0.05, *(1.3 * abs(row.difference) for row in rows))
+    most = max([0.05, *(1.3 * abs(row.difference) for row in rows)])
     axes.set(xscale="log", xlabel="characters of preceding text, never restarted", ylabel=label, ylim=(-most, most))
     axes.set_title(f"{result['model']}: the same {result['characters']:,} characters at any depth")
     axes.grid(alpha=0.3)
