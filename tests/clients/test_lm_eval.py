@@ -79,9 +79,11 @@ def test_rolling(samples: Samples, shakespeare: Text) -> None:
 
 
 def test_until(samples: Samples, shakespeare: Text) -> None:
-    """Greedy text, without the stop that ended it."""
+    """Greedy text, without the stop that ended it if one did."""
+    stopped = []
     for sample in samples["until"]:
         with after(shakespeare, sample["doc"]["context"]) as stream:
             text = shakespeare.tokenizer.decode(stream.write(60, params=GREEDY, stop=STOPS))
-        assert text[-1] in STOPS
-        assert sample["resps"] == [[text[:-1]]]
+        stopped.append(text[-1] in STOPS)
+        assert sample["resps"] == [[text[:-1] if stopped[-1] else text]]
+    assert any(stopped)
