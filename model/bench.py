@@ -65,9 +65,14 @@ def matrix_parameters(config: ModelConfig) -> int:
     return config.num_layers * (mixing + 2 * config.mlp_ratio * config.dim**2) + config.vocab_size * config.dim
 
 
-def window_operations(config: ModelConfig) -> int:
+def unread_parameters(config: ModelConfig) -> int:
+    """Of these, what a position of a prompt does without: all of the last layer but its keys and values, and the head."""
+    return (2 + 2 * config.mlp_ratio) * config.dim**2 + config.vocab_size * config.dim
+
+
+def window_operations(config: ModelConfig, layers: int) -> int:
     """Of a position: each key of a window is two multiplications and two additions a channel."""
-    return 4 * config.num_layers * config.dim * config.window
+    return 4 * layers * config.dim * config.window
 
 
 class Limits:
@@ -75,7 +80,8 @@ class Limits:
 
     def __init__(self, runtime: Runtime, config: ModelConfig) -> None:
         self._runtime, self._config = runtime, config
-        self.operations = 2 * matrix_parameters(config) + window_operations(config)  # of one token
+        windows = window_operations(config, config.num_layers)
+        self.operations = 2 * matrix_parameters(config) + windows  # of one token
         self.flops = 0.0  # a second, at most; 0: not known
         if runtime.name == "native":
             from model.runtime.native._kernel import flops
@@ -91,17 +97,19 @@ class Limits:
         # last tokens are searched from the newest on, and seldom to the end
         size = self._runtime.weight_bytes + streams * (self._runtime.state_bytes - self._runtime.recent_bytes)
         reading = size / bandwidth(self._runtime.isa, self._runtime.threads, size)
-        computing = streams * self._seconds_each()
+        computing = streams * self._seconds_each(matrix_parameters(self._config), self._config.num_layers)
         return streams / max(reading, computing), "reading" if reading > computing else "arithmetic"
 
     def prefill(self) -> tuple[float | None, str]:
-        """Tokens a second."""
-        return (1 / self._seconds_each(), "arithmetic") if self.flops else (None, "")
+        """Tokens a second of a long prompt."""
+        if not self.flops:
+            return None, ""
+        read = matrix_parameters(self._config) - unread_parameters(self._config)
+        return 1 / self._seconds_each(read, self._config.num_layers - 1), "arithmetic"
 
-    def _seconds_each(self) -> float:
+    def _seconds_each(self, parameters: int, windows: int) -> float:
         # the window multiplies and adds apart, at half the rate of the products, which fuse them
-        operations = 2 * matrix_parameters(self._config) + 2 * window_operations(self._config)
-        return operations / self.flops
+        return 2 * (parameters + window_operations(self._config, windows)) / self.flops
 
 
 class Contestant(Protocol):

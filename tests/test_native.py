@@ -11,7 +11,7 @@ import time
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import checkpoints_for_tests as tiny
 import numpy as np
@@ -132,6 +132,27 @@ def test_any_cut_of_a_long_prompt_is_the_same(pool: Pool, shape: str) -> None:
         runtime.reset(1)
         same(pieces(runtime, 1, cuts, tokens, targets), whole)
         assert runtime.export(1) == runtime.export(0)
+
+
+@every_shape
+def test_logits_that_nobody_wants_change_nothing(pool: Pool, shape: str) -> None:
+    """Rows without logits end at the last layer's state: the next logits and the states are as with all of them."""
+    runtime = pool(shape)
+    half = LENGTH // 2
+    tokens = [prompt(LENGTH, slot, runtime.vocab_size) for slot in range(3)]
+    all_wanted = runtime.run([Job(slot, each, logits="all") for slot, each in enumerate(tokens)])
+    # three streams in a pass: the first read without logits, the second with its last, the third with all
+    kinds: list[Literal["none", "last", "all"]] = ["none", "last", "all"]
+    first = runtime.run([Job(3 + slot, tokens[slot][:half], logits=kind) for slot, kind in enumerate(kinds)])
+    second = runtime.run([Job(3 + slot, each[half:], logits="last") for slot, each in enumerate(tokens)])
+    for slot, wanted in enumerate(all_wanted):
+        assert wanted.logits is not None
+        np.testing.assert_array_equal(second[slot].logits, wanted.logits[-1])
+        assert runtime.export(3 + slot) == runtime.export(slot)
+    assert first[0].logits is None
+    for found, wanted, places in ((first[1], all_wanted[1], half - 1), (first[2], all_wanted[2], slice(half))):
+        assert wanted.logits is not None
+        np.testing.assert_array_equal(found.logits, wanted.logits[places])
 
 
 @every_shape

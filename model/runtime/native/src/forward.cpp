@@ -89,7 +89,8 @@ struct BlockState {
     float *den, *num, *peak;
 };
 
-// N blocks of one head (or, with a weight a channel, of any): consume a key, give back the weighted average.
+// N blocks of one head (or, with a weight a channel, of any): consume a key, give back the weighted average where there
+// is a place for it.
 template <int N, bool BY_BLOCK>
 void mix(const Layer& layer, int32_t window, int32_t oldest, const float* weights, int32_t block, const BlockState* at,
          const float* keys, const float* values, F* y) {
@@ -122,6 +123,7 @@ void mix(const Layer& layer, int32_t window, int32_t oldest, const float* weight
         den_sum[n] = den;
         num_sum[n] = num;
     }
+    if (!y) return;
     // from the oldest to the newest: what stands behind the newest key's place, then what stands up to it
     const int32_t starts[2] = {oldest + 1, 0}, ends[2] = {window, window ? oldest + 1 : 0};
     for (int part = 0; part < 2; ++part) {
@@ -140,7 +142,7 @@ void mix(const Layer& layer, int32_t window, int32_t oldest, const float* weight
 
 template <int N, bool BY_BLOCK>
 void mix_row(const Model& m, int32_t l, const Row& row, int32_t block, int32_t first, const float* q, const float* k,
-             const float* v, float* mixed) {
+             const float* v, float* mixed) {  // q and mixed: null where only the state is to go on
     const Layer& layer = m.layers[l];
     uint32_t* base = layer_state(m, row.state, l);
     float* sums = layer_sums(m, row.state, l);
@@ -161,27 +163,32 @@ void mix_row(const Model& m, int32_t l, const Row& row, int32_t block, int32_t f
     const int32_t oldest = m.window ? int32_t(row.position % m.window) : 0;
     F y[N];
     const int64_t own = int64_t(block - first) * LANES;
-    mix<N, BY_BLOCK>(layer, m.window, oldest, weights, block, at, k + own, v + own, y);
+    mix<N, BY_BLOCK>(layer, m.window, oldest, weights, block, at, k + own, v + own, mixed ? y : nullptr);
+    if (!mixed) return;
     for (int n = 0; n < N; ++n)
         store(mixed + (block + n) * LANES, rounded_input(sigmoid(load(q + own + n * LANES)) * y[n]));
 }
 
-void mix_rows(const Model& m, int32_t l, const Row* rows, int32_t count, Span own, const float* q, const float* k,
-              const float* v, int64_t stride, float* mixed) {
+// All rows; ``places`` says which of them stand in q and are to stand in ``mixed``, or is null: all do.
+void mix_rows(const Model& m, int32_t l, const Pass& pass, const int32_t* places, Span own, const float* q,
+              const float* k, const float* v, int64_t stride, float* mixed) {
     const int64_t padded = int64_t(m.dim_blocks) * LANES;
     const int32_t head_blocks = m.window_by_block ? 1 : m.dim / m.heads / LANES;
-    for (int32_t r = 0; r < count; ++r) {
-        const float *qr = q + r * stride, *kr = k + r * stride, *vr = v + r * stride;
-        float* out = mixed + r * padded;
+    int32_t number = 0;  // of the next one that is wanted
+    for (int32_t r = 0; r < pass.count; ++r) {
+        const bool wanted = !places || (number < pass.finished_count && places[number] == r);
+        const float *qr = wanted ? q + number * stride : nullptr, *kr = k + r * stride, *vr = v + r * stride;
+        float* out = wanted ? mixed + number * padded : nullptr;
+        number += wanted;
         for (int32_t b = own.first; b < own.last;) {
             // two blocks of one head share its weights, and hide each other's latency
             const bool two = !m.window_by_block && b + 1 < own.last && b / head_blocks == (b + 1) / head_blocks;
             if (m.window_by_block)
-                mix_row<1, true>(m, l, rows[r], b, own.first, qr, kr, vr, out);
+                mix_row<1, true>(m, l, pass.rows[r], b, own.first, qr, kr, vr, out);
             else if (two)
-                mix_row<2, false>(m, l, rows[r], b, own.first, qr, kr, vr, out);
+                mix_row<2, false>(m, l, pass.rows[r], b, own.first, qr, kr, vr, out);
             else
-                mix_row<1, false>(m, l, rows[r], b, own.first, qr, kr, vr, out);
+                mix_row<1, false>(m, l, pass.rows[r], b, own.first, qr, kr, vr, out);
             b += two ? 2 : 1;
         }
     }
@@ -238,8 +245,16 @@ void keep_rows(const Model& m, int32_t l, const Row* rows, int32_t count, Span o
     }
 }
 
-void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows, const Buffers& buffers,
-             const Team& team) {
+// Moves the rows that go on to the front, some blocks of each.
+void keep_finished(const Pass& pass, Span own, float* x, int64_t stride) {
+    for (int32_t i = 0; i < pass.finished_count; ++i)
+        for (int64_t c = int64_t(own.first) * LANES; c < int64_t(own.last) * LANES; c += LANES)
+            store(x + i * stride + c, load(x + pass.places[i] * stride + c));
+}
+
+void forward(const Model& m, const Pass& pass, const Buffers& buffers, const Team& team) {
+    const Row* rows = pass.rows;
+    int32_t count = pass.count;
     const int64_t padded = int64_t(m.dim_blocks) * LANES, hidden = int64_t(m.hidden_blocks) * LANES;
     const Span own = share(m.dim_blocks, team), own_hidden = share(m.hidden_blocks, team);
     const Span own_vocab = share(m.vocab_blocks, team);
@@ -247,7 +262,7 @@ void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows,
     float* normed = buffers.scratch[team.thread];
     float* shifted = normed + count * padded;
     const float* read = m.token_shift ? shifted : normed;  // by the products
-    float *q = shifted + count * padded, *k = q + count * stride, *v = k + count * stride;
+    float *q = shifted + pass.count * padded, *k = q + count * stride, *v = k + count * stride;
     for (int32_t r = 0; r < count; ++r) embed(m, rows[r], own, buffers.x + r * padded);
     team.barrier(team.pool);
     for (int32_t l = 0; l < m.num_layers; ++l) {
@@ -255,11 +270,20 @@ void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows,
         for (int32_t r = 0; r < count; ++r)
             normalise(m, buffers.x + r * padded, layer.norm_aft_weight, layer.norm_aft_bias, normed + r * padded);
         if (m.token_shift) shift_rows(m, l, rows, count, layer.shift_aft, upper, normed, shifted);
-        matmul(layer.q, own.first, own.last, read, padded, count, q, stride);
         matmul(layer.k, own.first, own.last, read, padded, count, k, stride);
         matmul(layer.v, own.first, own.last, read, padded, count, v, stride);
-        mix_rows(m, l, rows, count, own, q, k, v, stride, buffers.mixed);
+        const bool fewer = l + 1 == m.num_layers && pass.finished_count < count;
+        if (fewer) {
+            const Span whole = {0, m.dim_blocks};
+            keep_finished(pass, whole, normed, padded);
+            if (m.token_shift) keep_finished(pass, whole, shifted, padded);
+            rows = pass.finished;
+            count = pass.finished_count;
+        }
+        matmul(layer.q, own.first, own.last, read, padded, count, q, stride);
+        mix_rows(m, l, pass, fewer ? pass.places : nullptr, own, q, k, v, stride, buffers.mixed);
         team.barrier(team.pool);
+        if (fewer) keep_finished(pass, own, buffers.x, padded);  // all threads have read it
         if (m.token_shift) keep_rows(m, l, rows, count, own, true, normed);  // all threads have read what was kept
         matmul(layer.o, own.first, own.last, buffers.mixed, padded, count, q, stride);
         add_rows(buffers.x, padded, own, count, q, stride, nullptr);
@@ -281,20 +305,19 @@ void forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows,
         add_rows(buffers.x, padded, own, count, q, stride, layer.down_bias);
         team.barrier(team.pool);
     }
-    if (!logit_rows) return;
+    if (!pass.logit_rows) return;
     for (int32_t r = 0; r < count; ++r)
         if (rows[r].logits >= 0)
             normalise(m, buffers.x + r * padded, m.norm_weight, m.norm_bias, normed + rows[r].logits * padded);
     const int64_t vocab = int64_t(m.vocab_blocks) * LANES;
-    matmul(m.head, own_vocab.first, own_vocab.last, normed, padded, logit_rows,
+    matmul(m.head, own_vocab.first, own_vocab.last, normed, padded, pass.logit_rows,
            buffers.logits + own_vocab.first * LANES, vocab);
     team.barrier(team.pool);
 }
 
-void guarded_forward(const Model& m, const Row* rows, int32_t count, int32_t logit_rows, const Buffers& buffers,
-                     const Team& team) {
+void guarded_forward(const Model& m, const Pass& pass, const Buffers& buffers, const Team& team) {
     Environment environment;
-    forward(m, rows, count, logit_rows, buffers, team);
+    forward(m, pass, buffers, team);
 }
 
 void exp_all(const float* x, float* y, int64_t count) {

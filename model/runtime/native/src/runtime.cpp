@@ -262,9 +262,20 @@ float* Runtime::logits_row(int32_t row) const {
 
 // ``moments``: what stands before what each row of logits predicts.
 void Runtime::pass(const std::vector<Row>& rows, const std::vector<Moment>& moments) {
+    finished_.clear();
+    places_.clear();
+    for (size_t r = 0; r < rows.size(); ++r) {
+        const bool last = r + 1 == rows.size() || rows[r + 1].state != rows[r].state;
+        const bool read = model_.token_shift && (last || rows[r + 1].logits >= 0);
+        if (rows[r].logits < 0 && !read) continue;
+        finished_.push_back(rows[r]);
+        places_.push_back(int32_t(r));
+    }
+    const Pass pass{rows.data(), int32_t(rows.size()), finished_.data(), places_.data(), int32_t(finished_.size()),
+                    int32_t(moments.size())};
     pool_.run([&](int thread) {
         const Team team{thread, pool_.threads(), [](void* pool) { static_cast<Pool*>(pool)->barrier(); }, &pool_};
-        target_.forward(model_, rows.data(), int32_t(rows.size()), int32_t(moments.size()), buffers_, team);
+        target_.forward(model_, pass, buffers_, team);
         if (!match_) return;
         for (size_t i = thread; i < moments.size(); i += pool_.threads())
             match_.mix(target_, logits_row(int32_t(i)), model_.vocab_size, moments[i]);

@@ -122,6 +122,8 @@ private:
     Match match_;
     Buffers buffers_{};
     std::vector<float*> scratch_;
+    std::vector<Row> finished_;  // of a pass, as Pass says
+    std::vector<int32_t> places_;
     std::vector<std::vector<double>> draw_scratch_;
     Pool pool_;
 };

@@ -72,6 +72,17 @@ static inline uint32_t* layer_shifted(const Model& m, uint32_t* state, int32_t l
     return layer_state(m, state, l) + int64_t(m.dim_blocks) * LANES * (m.window + 3);
 }
 
+// What a pass reads, and what it is asked for. The last layer takes every row into its state, but only ``finished`` rows
+// go on from there: those with logits, the ones before them (a token shift reads them), the last of each stream.
+struct Pass {
+    const Row* rows;
+    int32_t count;
+    const Row* finished;
+    const int32_t* places;  // of the finished among all, ascending
+    int32_t finished_count;
+    int32_t logit_rows;
+};
+
 // Memory of a forward pass. Shared between the threads, except scratch.
 struct Buffers {
     float* x;        // (rows, padded dim): the residual stream
@@ -88,7 +99,7 @@ struct Team {
     void* pool;
 };
 
-using Forward = void (*)(const Model&, const Row*, int32_t rows, int32_t logit_rows, const Buffers&, const Team&);
+using Forward = void (*)(const Model&, const Pass&, const Buffers&, const Team&);
 // exp of float32 values by the kernel's own polynomial: tables are made with it
 using Exp = void (*)(const float* x, float* y, int64_t count);
 
