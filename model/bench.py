@@ -66,7 +66,7 @@ def matrix_parameters(config: ModelConfig) -> int:
 
 
 def unread_parameters(config: ModelConfig) -> int:
-    """Of these, what a position of a prompt does without: all of the last layer but its keys and values, and the head."""
+    """Of these, what a position of a prompt does without: the head, and of the last layer all but keys and values."""
     return (2 + 2 * config.mlp_ratio) * config.dim**2 + config.vocab_size * config.dim
 
 

@@ -80,6 +80,11 @@ def fit_masses(match: Match, bits: NDArray[np.float64], seen: Evidence) -> Match
     return Match.model_validate({**match.model_dump(), "masses": [round(float(mass), 7) for mass in masses]})
 
 
+def is_at_limit(factor: float) -> bool:
+    """Whether a better one may lie beyond those that are tried."""
+    return not LEAST + 2 * NARROW < factor < MOST - 2 * NARROW
+
+
 def fit(logits: NDArray[np.float32], ids: Ids, start: int, match: Match | None) -> Fit:
     """The best factor of the logits (n, V) of ids[start:], and the masses beside it; by golden section.
 

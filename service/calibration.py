@@ -24,6 +24,7 @@ def calibrate(
     from model.fetch import DataError
 
     require("a calibration", "torch")
+    from model.calibration import is_at_limit
     from model.match import Match
     from model.runs import calibrate as run
 
@@ -34,6 +35,8 @@ def calibrate(
     except (ValueError, DataError, CheckpointError) as error:
         raise fail(str(error)) from None
     typer.echo(f"validation split {found.before:.4f} -> {found.bits:.4f} bits; logits times {found.factor:.3f}")
+    if is_at_limit(found.factor):
+        typer.echo(f"a better factor may lie beyond: aft calibrate {model} once more goes on from here")
     if found.match is not None:
         masses = ", ".join(f"{mass:.2f}" for mass in found.match.masses)
         typer.echo(f"masses of matches of {shortest} to {longest} tokens: {masses}")

@@ -148,15 +148,29 @@ def test_a_mass_of_nothing() -> None:
         calibration.fit(logits + np.float32(np.nan), ids, 1, found.match)
 
 
+def drawn(factor: float) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Logits, and ids that were drawn from them times a factor."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (20_000, 20)).astype(np.float32)
+    p = np.exp(log_softmax(logits * factor))
+    return logits, (p.cumsum(1) > rng.random((len(p), 1))).argmax(1).astype(np.int32)
+
+
+@pytest.mark.parametrize(("true", "nearest"), [(0.3, 0.5), (2.0, 1.5)])
+def test_a_factor_beyond_those_that_are_tried_is_said(true: float, nearest: float) -> None:
+    """The last one that is tried comes out, and is known as that."""
+    found = calibration.fit(*drawn(true), 0, None)
+    assert found.factor == pytest.approx(nearest, abs=0.02)
+    assert calibration.is_at_limit(found.factor)
+
+
 @pytest.mark.parametrize("true", [0.7, 1.0, 1.3])
 def test_the_factor_is_found(true: float) -> None:
     """Tokens drawn from logits times a factor: that factor comes out; without matches and with some."""
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (20_000, 20)).astype(np.float32)
-    p = np.exp(log_softmax(logits * true))
-    ids = (p.cumsum(1) > rng.random((len(p), 1))).argmax(1).astype(np.int32)
+    logits, ids = drawn(true)
     found = calibration.fit(logits, ids, 0, None)
     assert found.factor == pytest.approx(true, abs=0.03)
+    assert not calibration.is_at_limit(found.factor)
     assert found.match is None
     before = np.concatenate([ids[:1], ids])
     with_matches = calibration.fit(logits, before, 1, Match.unfitted(window=100, shortest=3, longest=3))

@@ -23,8 +23,11 @@ CHUNK = 512
 HEAD = 32  # channels of an attention head
 
 
-def write_model(path: Path, checkpoint: Checkpoint) -> None:
-    """A GGUF file with the checkpoint's layers, channels and vocabulary, its MLP as wide as makes the sizes equal."""
+def write_model(path: Path, checkpoint: Checkpoint, *, characters: bool = False) -> None:
+    """A GGUF file with the checkpoint's layers, channels and vocabulary, its MLP as wide as makes the sizes equal.
+
+    ``characters``: every token but three is a character, for a server; otherwise there is no tokenizer.
+    """
     config = checkpoint.config.model
     rng = np.random.default_rng(0)
     dim, layers, vocab = config.dim, config.num_layers, config.vocab_size
@@ -40,7 +43,17 @@ def write_model(path: Path, checkpoint: Checkpoint) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(HEAD)
     writer.add_vocab_size(vocab)
-    writer.add_tokenizer_model("no_vocab")
+    if characters:
+        # printable ones from "!" on; SentencePiece writes a blank as a bar below
+        letters = ["\u2581", *(chr(i) for i in range(0x21, 0x21 + 2 * vocab) if chr(i).isprintable())]
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(["<unk>", "<s>", "</s>", *letters[: vocab - 3]])
+        writer.add_token_scores([0.0] * vocab)
+        kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+        writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (vocab - 3)])
+        writer.add_add_space_prefix(False)
+    else:
+        writer.add_tokenizer_model("no_vocab")
 
     def add(name: str, *shape: int) -> None:
         if len(shape) == 1:
