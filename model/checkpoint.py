@@ -130,6 +130,8 @@ class Checkpoint:
         unused: dict[str, Any] = {}
         if not model.token_shift:
             unused["token_shift"] = True
+        if not model.lookback:
+            unused["lookback"] = True
         if model.raster is not None and not model.raster.name_length:
             unused["raster"] = {"name_length"}
         digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())

@@ -13,6 +13,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 # Without decay every key ever seen keeps its full weight in one float32 sum. At 10^6 positions that sum has lost
 # 1e-3 of its value to rounding, at 10^5 less than a bf16 product loses anyway: such models end there.
 MAX_LEN_WITHOUT_DECAY = 100_000
+MAX_LOOKBACK = 1024  # places: they are part of every state
+MAX_LOOKBACKS = 8
 
 
 class Raster(BaseModel):
@@ -64,6 +66,8 @@ class ModelConfig(BaseModel):
     min_half_life: Annotated[float, Field(gt=0)] = 4.0  # positions; the fastest head at the start of training
     max_half_life: Annotated[float, Field(gt=0)] = 512.0  # positions; the slowest head at the start of training
     token_shift: bool = False  # layers and MLPs read a learned mixture, by channel, of a position and the one before
+    # what is read beside a token: an embedding each for the tokens so many places before the one that comes next
+    lookback: Annotated[tuple[Annotated[int, Field(ge=2, le=MAX_LOOKBACK)], ...], Field(strict=False)] = ()
     mlp_ratio: PositiveInt = 4
     activation: Activation = "squared_relu"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -86,6 +90,7 @@ class ModelConfig(BaseModel):
         elif self.bias_rank:
             raise ValueError(f"bias_rank belongs to the absolute bias, not to {self.bias!r}")
         self._check_raster()
+        self._check_lookback()
         if not self.decay and self.max_model_len is None:
             raise ValueError(f"a model without decay needs max_model_len (at most {MAX_LEN_WITHOUT_DECAY})")
         if not self.decay and self.max_model_len and self.max_model_len > MAX_LEN_WITHOUT_DECAY:
@@ -115,6 +120,12 @@ class ModelConfig(BaseModel):
             raise ValueError("a raster bias has rows from the first position on: it knows no names")
         if not 0 < self.window_columns < self.raster.row / 2:
             raise ValueError(f"window_columns must be 1 to {(self.raster.row - 1) // 2}, it is {self.window_columns}")
+
+    def _check_lookback(self) -> None:
+        if len(self.lookback) > MAX_LOOKBACKS or list(self.lookback) != sorted(set(self.lookback)):
+            raise ValueError(f"lookback is at most {MAX_LOOKBACKS} distances, each longer than the one before")
+        if self.lookback and self.vocab_size > 2**16:
+            raise ValueError(f"a model that looks back knows at most 65536 ids, not {self.vocab_size}")
 
     @property
     def keys_per_head(self) -> int:

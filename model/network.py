@@ -120,6 +120,30 @@ class RasterEmbedding(nn.Module):
         return y
 
 
+class Lookback(nn.Module):
+    """The tokens some places before the one that comes next, each by a table of its own; the last is no part of it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.distances = config.lookback
+        self.tables = nn.ModuleList(nn.Embedding(config.vocab_size, config.dim) for _ in self.distances)
+
+    @property
+    def length(self) -> int:
+        """Tokens that are remembered."""
+        return self.distances[-1] - 1
+
+    def forward(self, tokens: Tensor, before: Tensor) -> Tensor:
+        """Tokens (B, T), those before them (B, ``length``), -1 where there were none -> (B, T, D)."""
+        stream, count = torch.cat([before, tokens], 1), tokens.shape[1]
+        y = torch.zeros((), device=tokens.device)
+        for table, distance in zip(self.tables, self.distances, strict=True):
+            at = self.length - distance + 1
+            seen = stream[:, at : at + count]
+            y = y + table(seen.clamp(min=0)) * (seen >= 0)[..., None]
+        return y
+
+
 class Network(nn.Module):
     """Token ids in, logits of the next token out."""
 
@@ -131,6 +155,7 @@ class Network(nn.Module):
             self.embed = nn.Embedding(config.vocab_size, config.dim)
         else:
             self.embed = RasterEmbedding(config, config.raster)
+        self.lookback = Lookback(config) if config.lookback else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
@@ -153,7 +178,10 @@ class Network(nn.Module):
 
     def init_state(self, batch: int) -> list[State]:
         """One state a layer, for ``batch`` sequences before their first position."""
-        return [block.aft.init_state(batch) for block in self._blocks]
+        first, *others = (block.aft.init_state(batch) for block in self._blocks)
+        if self.lookback is not None:
+            first = first._replace(tokens=first.position.new_full((batch, self.lookback.length), -1))
+        return [first, *others]
 
     def freeze(self) -> Network:
         """Ready for inference where it is: no gradients, the biases folded into what a step needs."""
@@ -175,6 +203,9 @@ class Network(nn.Module):
             x, state = block(x, states[i] if states else None)
             if state is not None:
                 after.append(state)
+        if states and self.lookback is not None:
+            read = torch.cat([states[0].tokens, tokens], 1)
+            after[0] = after[0]._replace(tokens=read[:, -self.lookback.length :])
         return self.norm(x), after
 
     def _embedded(self, tokens: Tensor, states: list[State] | None) -> Tensor:
@@ -183,6 +214,9 @@ class Network(nn.Module):
             y = self.embed(tokens)
         else:
             y = self.embed(tokens, self._positions(tokens, states))
+        if self.lookback is not None:
+            before = states[0].tokens if states else tokens.new_full((len(tokens), self.lookback.length), -1)
+            y = y + self.lookback(tokens, before)
         return y
 
     def _positions(self, tokens: Tensor, states: list[State] | None) -> Tensor:

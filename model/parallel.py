@@ -218,4 +218,5 @@ def _final_state(
     ring_e, ring_ev = window.split(split, -1)
     den, num = sums.split(split, -1)
     shifted = k.new_zeros(batch, 0, k.shape[2] * split[1]) if state is None else state.shifted
-    return State(position, peak, frame, ring_e, ring_ev, den, num, shifted)
+    tokens = position.new_zeros(batch, 0) if state is None else state.tokens
+    return State(position, peak, frame, ring_e, ring_ev, den, num, shifted, tokens)

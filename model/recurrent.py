@@ -32,6 +32,8 @@ class State(NamedTuple):
     den: Tensor  # (B, H, K) sum of exp(k) of the keys that left, decayed
     num: Tensor  # (B, H, C) the same times v
     shifted: Tensor  # (B, 2, D) what the token shifts of the layer and of its MLP saw last; (B, 0, D) without
+    # (B, L) int64 the network's last tokens, -1 before the first, in the first layer of one that looks back; (B, 0)
+    tokens: Tensor
 
 
 def init_state(
@@ -51,6 +53,7 @@ def init_state(
         den=zeros(key_channels),
         num=zeros(channels),
         shifted=torch.zeros(batch, shifts, num_heads * channels, device=device),
+        tokens=torch.zeros(batch, 0, dtype=torch.int64, device=device),
     )
 
 
@@ -95,7 +98,7 @@ def step(k: Tensor, v: Tensor, state: State, c: Coefficients) -> tuple[Tensor, S
     num = state.num * scale * c.shrink + ring_ev[:, :, 0] * c.leave
     ring_e, ring_ev = ring_e[:, :, 1:], ring_ev[:, :, 1:]
     y = (num + (ring_ev * c.window).sum(2)) / (den + (ring_e * c.window).sum(2))
-    return y, State(state.position + 1, peak, frame, ring_e, ring_ev, den, num, state.shifted)
+    return y, State(state.position + 1, peak, frame, ring_e, ring_ev, den, num, state.shifted, state.tokens)
 
 
 def scan(k: Tensor, v: Tensor, bias: Bias, state: State) -> tuple[Tensor, State]:

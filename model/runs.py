@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from model import calibration, checkpoint, curve, data, images, pixels, weights
 from model.batches import Ids, Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
@@ -112,7 +111,8 @@ def make_trainer(
 def _begin_with(network: Network, codec: Codec, folder: Path) -> None:
     """The weights of a checkpoint. ValueError where it is none, of another shape, or of another vocabulary.
 
-    A network with token shifts may begin with one that has none: at a share of 1 they pass everything on.
+    A network with token shifts may begin with one that has none: at a share of 1 they pass everything on. So may one
+    that looks back: at 0 its tables add nothing.
     """
     try:
         source = Checkpoint(folder)
@@ -120,19 +120,18 @@ def _begin_with(network: Network, codec: Codec, folder: Path) -> None:
     except CheckpointError as error:
         raise ValueError(f"start: {error}") from error
     fixed: dict[str, Any] = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # not of the shape
-    gains_shift = network.config.token_shift and not known.config.token_shift
-    if gains_shift:
-        fixed["token_shift"] = True
+    gains: dict[str, Any] = {}
+    if network.config.token_shift and not known.config.token_shift:
+        gains["token_shift"] = True
+    if network.config.lookback and not known.config.lookback:
+        gains["lookback"] = network.config.lookback
+    fixed |= gains
     shapes = [config.model_copy(update=fixed) for config in (known.config, network.config)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"start: {folder} holds a model of another shape than the recipe's")
     if _ids(source.codec) != _ids(codec):
         raise ValueError(f"start: {folder} holds a model whose ids mean something else than the recipe's")
-    network.load_state_dict(known.state_dict(), strict=not gains_shift)
-    if gains_shift:
-        for name, parameter in network.named_parameters():
-            if name.endswith(".share"):
-                nn.init.ones_(parameter)
+    network.load_state_dict({**weights.neutral(network), **known.state_dict()})
 
 
 def _ids(codec: Codec) -> object:

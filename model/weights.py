@@ -40,6 +40,14 @@ def load(source: Checkpoint) -> Network:
     return network.eval()
 
 
+def neutral(network: Network) -> dict[str, torch.Tensor]:
+    """Weights of what a network may have beside another, at which it changes nothing: token shifts, lookbacks."""
+    known = network.state_dict()
+    passed_on = {name: torch.ones_like(tensor) for name, tensor in known.items() if name.endswith(".share")}
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in known.items() if name.startswith("lookback.")}
+    return passed_on | nothing
+
+
 def scaled(source: Checkpoint, factor: float) -> bytes:
     """The stored weights of a model whose logits are ``factor`` times as large: the last norm is."""
     given = safetensors.torch.load_file(source.folder / checkpoint.WEIGHTS)
@@ -51,7 +59,7 @@ def mean(one: Checkpoint, other: Checkpoint, share: float) -> Network:
     """(1 - share) times one model's weights and share times another's, which went on from it or from where it began.
 
     Two such models often lie in one valley, and what is between them is better than either (Wortsman et al. 2022,
-    arXiv 2203.05482). A token shift that only the other has is 1, which passes everything on, in the first. ValueError
+    arXiv 2203.05482). What only the other has, a token shift or a lookback, changes nothing in the first. ValueError
     where the shapes differ otherwise, or ids mean something else.
     """
     if codec_facts(one.codec) != codec_facts(other.codec) or one.config.files.get(TOKENIZER) != other.config.files.get(
@@ -60,8 +68,7 @@ def mean(one: Checkpoint, other: Checkpoint, share: float) -> Network:
         raise ValueError(f"the ids of {one.name} and {other.name} mean different things")
     first, network = load(one), load(other)
     ours, theirs = stored(first), stored(network)
-    gained = {name: torch.ones_like(tensor) for name, tensor in theirs.items() if name.endswith(".share")}
-    ours = {**gained, **ours}
+    ours = {**neutral(network), **ours}
     if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
         raise ValueError(f"{one.name} and {other.name} have different shapes: there is nothing between them")
     between = {name: torch.lerp(ours[name], tensor, share) for name, tensor in theirs.items()}

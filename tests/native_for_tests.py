@@ -34,6 +34,9 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "relative decay": ("relative-decay", {"dim": 64, "window": 16}),  # as the shipped model: heads of 32 channels
     "shift": ("relative-shift", {"dim": 64, "window": 16}),
     "shift raster": ("raster-decay", {"dim": 20, "token_shift": True}),
+    "lookback": ("relative-lookback", {"dim": 48, "window": 16}),
+    "raster lookback": ("raster-lookback", {"dim": 20}),
+    "lookback and match": ("relative-lookback", {"dim": 32, "lookback": (3, 300)}),
     "relative one": ("relative-one", {"dim": 48, "num_heads": 3, "tied_head": True}),
     "conv": ("conv", {"dim": 64}),
     "conv decay": ("conv-decay", {"dim": 6, "activation": "gelu"}),
@@ -53,7 +56,7 @@ def written(folder: Path) -> Checkpoints:
         if shape not in known:
             name, changes = SHAPES[shape]
             path = tiny.of_config(folder / shape, make_config(name, **changes))
-            if shape == "match":
+            if shape.endswith("match"):
                 tiny.with_match(path)
             known[shape] = tiny.opened(path)
         return known[shape]

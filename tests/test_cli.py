@@ -206,15 +206,16 @@ def test_without_the_extra_it_is_one_line(command: list[str], words: str) -> Non
 
 
 def test_average(tmp_path: Path) -> None:
-    """Halfway between two models; a shift that only the other has begins at 1; nothing between different shapes."""
+    """Halfway between two models; what only the other has begins as nothing; none between different shapes."""
     where = ["--checkpoints", tmp_path]
     plain = checkpoints_for_tests.plain_bytes(tmp_path / "a")
-    shifted = checkpoints_for_tests.plain_bytes(tmp_path / "b", 1, token_shift=True)
+    shifted = checkpoints_for_tests.plain_bytes(tmp_path / "b", 1, token_shift=True, lookback=(2, 4))
     assert aft("average", "a", "b", "--name", "c", "--share", 0.25, *where).exit_code == 0
     one, other, found = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert found.keys() == other.keys()
     for name, tensor in found.items():
-        first = one.get(name, torch.ones_like(tensor)).float()
+        nothing = torch.ones_like(tensor) if name.endswith(".share") else torch.zeros_like(tensor)
+        first = one.get(name, nothing).float()
         wanted = (0.75 * first + 0.25 * other[name].float()).to(tensor.dtype).float()
         assert torch.allclose(tensor.float(), wanted, atol=1e-3)
     assert Checkpoint(tmp_path / "c").config.training["average"] == {"of": ["a", "b"], "share": 0.25}

@@ -34,6 +34,10 @@ def build(**changes: Any) -> ModelConfig:
         ({"bias": "absolute", "decay": False, "num_heads": 1, "max_model_len": 15}, "window 16 is longer"),
         ({"bias": "absolute", "num_heads": 1, "max_model_len": 64}, "one head and no decay"),
         ({"bias": "absolute", "decay": False, "max_model_len": 64}, "one head and no decay"),
+        ({"lookback": (3, 2)}, "each longer than the one before"),
+        ({"lookback": (2, 2)}, "each longer than the one before"),
+        ({"lookback": tuple(range(2, 11))}, "at most 8 distances"),
+        ({"lookback": (2,), "vocab_size": 65_537}, "at most 65536 ids, not 65537"),
     ],
 )  # fmt: skip
 def test_combinations_that_the_equation_does_not_have(changes: dict[str, Any], words: str) -> None:
@@ -48,7 +52,7 @@ def test_combinations_that_the_equation_does_not_have(changes: dict[str, Any], w
         {"vocab_size": 0}, {"dim": -2}, {"num_layers": 0}, {"num_heads": 0}, {"window": -1}, {"bias_rank": -1},
         {"bias": "fancy"}, {"dropout": 1.0}, {"dropout": -0.1}, {"mlp_ratio": 0}, {"max_model_len": 0},
         {"min_half_life": 0.0}, {"max_half_life": -1.0}, {"activation": "relu"}, {"dim": "12"}, {"decay": 1},
-        {"unknown": 1},
+        {"unknown": 1}, {"lookback": [1]}, {"lookback": [1025]}, {"lookback": ["2"]}, {"lookback": 2},
     ],
 )  # fmt: skip
 def test_values_out_of_range(changes: dict[str, Any]) -> None:

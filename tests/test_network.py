@@ -60,6 +60,11 @@ def plain(network: Network, tokens: torch.Tensor) -> torch.Tensor:
         for name, place in places.items():
             x = x + weight(network.embed.get_submodule(name))[place]
 
+    for number, distance in enumerate(config.lookback):
+        table = weight(network.get_submodule(f"lookback.tables.{number}"))
+        for at in range(distance - 1, tokens.shape[1]):  # the token after it is at + 1
+            x[:, at] = x[:, at] + table[tokens[:, at + 1 - distance]]
+
     def shifted(shift: torch.nn.Module | None, x: torch.Tensor) -> torch.Tensor:
         if shift is None:
             return x

@@ -20,6 +20,7 @@ from jobs_for_tests import forge, one, prompt, rehash, same
 
 from model import weights
 from model.automaton import ACCEPT, Automaton, stops
+from model.runtime import states
 from model.runtime.base import Done, Draw, Job, JobError, StateError, Stop
 from model.runtime.eager import EagerRuntime
 from model.sampling import SamplingParams, draw, log_softmax, penalised
@@ -579,6 +580,22 @@ def test_a_head_that_its_arrays_deny(runtime: EagerRuntime, facts: dict[str, int
     with pytest.raises(StateError):
         runtime.restore(1, forge(state, lambda known: known.update(facts)))
     assert runtime.export(1) == before
+
+
+def test_last_tokens_that_are_none_are_refused(tmp_path: Path) -> None:
+    """Of a network that looks back: ids outside the vocabulary, although the hash is right."""
+    runtime = EagerRuntime(tiny.opened(tiny.plain_bytes(tmp_path / "m", lookback=(2, 5))), 2)
+    runtime.run([Job(0, prompt(3))])
+    state, before = runtime.export(0), runtime.export(1)
+    _, body = states.unpack(state)
+    at = sum(part.numel() * part.element_size() for part in runtime._empty[0][:-1])
+    assert struct.unpack_from("<4q", body, at) == (-1, *prompt(3))
+    for token in (-2, runtime.vocab_size):
+        with pytest.raises(StateError, match="no tokens of this model"):
+            runtime.restore(1, forge(state, dict.copy, body[:at] + struct.pack("<q", token) + body[at + 8 :]))
+    assert runtime.export(1) == before
+    runtime.restore(1, state)
+    assert runtime.export(1) == state
 
 
 def test_damage_anywhere_is_refused(runtime: EagerRuntime) -> None:

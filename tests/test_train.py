@@ -260,11 +260,11 @@ def test_parts_do_not_change_a_step(corpus: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("shift", [False, True])
-def test_carried_windows_are_one_long_window(corpus: Path, tmp_path: Path, *, shift: bool) -> None:
+@pytest.mark.parametrize("model", [{}, {"token_shift": True}, {"lookback": [2, 9]}], ids=["", "shift", "lookback"])
+def test_carried_windows_are_one_long_window(corpus: Path, tmp_path: Path, model: dict[str, Any]) -> None:
     """Where weights stand still, two windows with the state between them have the loss of one of twice the length."""
     still: dict[str, Any] = {
-        "model": {"token_shift": shift},
+        "model": model,
         "adamw_rate": 1e-30,
         "muon_rate": 1e-30,
         "begin_share": 0.5,
@@ -330,10 +330,10 @@ def test_a_start_from_known_weights(corpus: Path, tmp_path: Path) -> None:
     other.write_text(corpus.read_text().replace("g", "\u00a3"))
     with pytest.raises(ValueError, match="ids mean something else"):
         make_trainer(make_recipe(other, start=str(tmp_path / "out")), tmp_path / "x")
-    shifting = make_recipe(corpus, start=str(tmp_path / "out"), model={"token_shift": True})
+    shifting = make_recipe(corpus, start=str(tmp_path / "out"), model={"token_shift": True, "lookback": [2, 5]})
     gained = make_trainer(shifting, tmp_path / "third").network.eval()
     tokens = torch.randint(0, known.config.vocab_size, (2, 30))
-    torch.testing.assert_close(gained(tokens)[0], known(tokens)[0])  # a share of 1 passes everything on
+    torch.testing.assert_close(gained(tokens)[0], known(tokens)[0])  # a share of 1 passes everything on, 0 adds nothing
     runs.train(shifting, tmp_path / "third", tmp_path / "shifting", nothing)
     with pytest.raises(ValueError, match=r"start: .* another shape"):
         make_trainer(make_recipe(corpus, start=str(tmp_path / "shifting")), tmp_path / "x")

@@ -25,6 +25,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relative": {"bias": "relative", "window": WINDOW, "num_heads": 2, "max_model_len": 100_000},
     "relative-decay": {"bias": "relative", "window": WINDOW, "num_heads": 2, "decay": True},
     "relative-shift": {"bias": "relative", "window": WINDOW, "num_heads": 2, "decay": True, "token_shift": True},
+    "relative-lookback": {
+        "bias": "relative",
+        "window": WINDOW,
+        "num_heads": 2,
+        "decay": True,
+        "lookback": (2, 7),
+        "token_shift": True,
+    },
     "relative-one": {"bias": "relative", "window": 1, "num_heads": 2, "decay": True},
     "conv": {"bias": "conv", "window": WINDOW, "num_heads": 2, "max_model_len": 100_000},
     "conv-decay": {"bias": "conv", "window": WINDOW, "num_heads": 2, "decay": True},
@@ -37,6 +45,7 @@ for name, decay in (("raster", False), ("raster-decay", True)):
         "bias": "raster", "window": 12, "window_columns": 2, "num_heads": 2, "raster": RASTER, "max_model_len": 42,
         "decay": decay,
     }  # fmt: skip
+VARIANTS["raster-lookback"] = {**VARIANTS["raster-decay"], "lookback": (3, 6)}
 WINDOWED = [name for name, fields in VARIANTS.items() if fields["window"]]
 DECAYING = [name for name, fields in VARIANTS.items() if fields.get("decay")]
 

@@ -158,25 +158,6 @@ class ShortConv(ShiftQKV):
     layer = Convolved
 
 
-class Neighbours(Network):
-    """What is embedded of a place is also the sub-pixels above it and left of it, each by a table of its own."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        assert config.raster is not None
-        self.distances = (config.raster.row, config.raster.channels)
-        self.tables = nn.ModuleList(nn.Embedding(config.vocab_size, config.dim) for _ in self.distances)
-        self.apply(self._init)
-
-    def _embedded(self, tokens: Tensor, states: list[State] | None) -> Tensor:
-        y = super()._embedded(tokens, states)
-        for table, distance in zip(self.tables, self.distances, strict=True):
-            # place t is asked for after token t, and sub-pixel t - d is token t - d + 1; 0 where there is none
-            before = table(tokens[:, 1 : tokens.shape[1] - distance + 1])
-            y = y + F.pad(before, (0, 0, distance, 0))
-        return y
-
-
 NETWORKS: dict[str, type[Network]] = {
     "aft": Network,
     "transformer": Transformer,
@@ -184,5 +165,4 @@ NETWORKS: dict[str, type[Network]] = {
     "shift_layer": ShiftLayer,
     "shift_qkv_and_mlp": ShiftQKVAndMLP,
     "short_conv": ShortConv,
-    "neighbours": Neighbours,
 }

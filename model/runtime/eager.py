@@ -208,6 +208,8 @@ class EagerRuntime:
         position, automaton_state = facts.get("position"), facts.get("automaton_state")
         if not isinstance(position, int) or any(int(layer.position) != position for layer in layers):
             raise StateError("the state's head and its layers stand at different positions")
+        if any(bool(((layer.tokens < -1) | (layer.tokens >= self.vocab_size)).any()) for layer in layers):
+            raise StateError("the state's last tokens are no tokens of this model")
         if not isinstance(automaton_state, int) or automaton_state < 0:
             raise StateError("the state's automaton is in no state")
         states.check_sampler(counts.astype(np.int32), seen.astype(np.uint8), position)

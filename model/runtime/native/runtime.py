@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model.automaton import Automaton
 from model.checkpoint import Checkpoint, CheckpointError
-from model.config import ModelConfig
+from model.config import MAX_LOOKBACKS, ModelConfig
 from model.match import Match
 from model.runtime import states
 from model.runtime.base import Done, Draw, Job, JobError, StateError, Stop, check_jobs
@@ -45,8 +45,9 @@ class NativeRuntime:
         weights.check(stored, checkpoint)
         arrays = weights.bands(stored, config)
         last = -1 if self.max_position is None else self.max_position
-        self.recent_bytes = checkpoint.match.state_bytes if match and checkpoint.match is not None else 0
-        self._window = self.recent_bytes // 2
+        searched = checkpoint.match.window if match and checkpoint.match is not None else 0
+        self._window = max(searched, *config.lookback[-1:], 0)  # last tokens that are remembered
+        self.recent_bytes = 2 * self._window
         try:
             self._kernel = Kernel(kernel_shape(config), arrays, num_slots, last, threads, target)
             if match and checkpoint.match is not None:
@@ -140,6 +141,7 @@ def kernel_shape(config: ModelConfig) -> dict[str, int]:
     elif config.bias == "raster" and config.raster is not None:
         places = config.raster.row
     raster = config.raster
+    lookback = [*config.lookback, *[0] * (MAX_LOOKBACKS - len(config.lookback))]
     return {
         "dim": config.dim,
         "hidden": config.dim * config.mlp_ratio,
@@ -154,6 +156,7 @@ def kernel_shape(config: ModelConfig) -> dict[str, int]:
         "raster_channels": raster.channels if raster else 0,
         "raster_first": raster.name_length if raster else 0,
         "token_shift": int(config.token_shift),
+        **{f"lookback_{number}": distance for number, distance in enumerate(lookback)},
     }
 
 

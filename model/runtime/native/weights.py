@@ -51,6 +51,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"embed.{name}.weight": (count, dim) for name, count in rows.items()}
     if not config.tied_head:
         shapes["head.weight"] = (vocab, dim)
+    shapes |= {f"lookback.tables.{number}.weight": (vocab, dim) for number in range(len(config.lookback))}
     block: dict[str, tuple[int, ...]] = {
         "aft.k.weight": (config.num_heads * config.keys_per_head, dim),
         "mlp.up.weight": (hidden, dim), "mlp.up.bias": (hidden,),

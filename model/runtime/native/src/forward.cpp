@@ -42,6 +42,8 @@ void embed(const Model& m, const Row& row, Span blocks, float* x) {
             y = y + table_block(m.embed_row + pixel / m.raster_width * m.dim, b, m.dim);
             y = y + table_block(m.embed_column + pixel % m.raster_width * m.dim, b, m.dim);
         }
+        for (int32_t i = 0; i < m.lookbacks; ++i)
+            if (row.before[i] >= 0) y = y + table_block(m.lookback[i] + int64_t(row.before[i]) * m.dim, b, m.dim);
         store(x + b * LANES, y);
     }
 }

@@ -7,6 +7,10 @@ namespace aft {
 void Match::mix(const Target& target, float* logits, int32_t vocab, const Moment& moment) const {
     int32_t count = 0;
     const uint16_t* tokens = moment.recent->window_at(moment.end, count);
+    if (count > window) {  // more may be remembered than is searched
+        tokens += count - window;
+        count = window;
+    }
     int32_t places[MAX_MATCHES], followed[MAX_MATCHES], different = 0;
     double mass[MAX_MATCHES + 8] = {};  // read in whole vectors
     const int32_t found = target.search(tokens, count, shortest, most, places);

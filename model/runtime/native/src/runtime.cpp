@@ -204,6 +204,10 @@ Runtime::Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, 
         model_.embed_row = table(tensors, "embed.row.weight", shape.raster_height, shape.dim);
         model_.embed_column = table(tensors, "embed.column.weight", shape.raster_width, shape.dim);
     }
+    std::copy(shape.lookback, shape.lookback + MAX_LOOKBACKS, lookback_);
+    for (int32_t& i = model_.lookbacks; i < MAX_LOOKBACKS && lookback_[i]; ++i)
+        model_.lookback[i] =
+            table(tensors, "lookback.tables." + std::to_string(i) + ".weight", shape.vocab_size, shape.dim);
     // a tied head is the embedding, which is stored once
     model_.head = pack(tensors, tensors.count("head.weight") ? "head.weight" : embed, shape.vocab_size, shape.dim);
 
@@ -248,13 +252,26 @@ void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler s
     slots_[slot] = {position, std::move(sampler), std::move(recent)};
 }
 
+// The tokens so many places before the one that comes next: the last is at 1.
+void Runtime::look_back(const Recent& recent, Row& row) const {
+    int32_t count = 0;
+    const uint16_t* tokens = recent.window_at(recent.end(), count);
+    for (int32_t i = 0; i < model_.lookbacks; ++i)
+        row.before[i] = lookback_[i] <= count ? tokens[count - lookback_[i]] : -1;
+}
+
 void Runtime::set_match(Match match) {
     match_ = std::move(match);
     for (Slot& slot : slots_) slot.recent = no_recent();
 }
 
+int32_t Runtime::remembered() const {
+    const int32_t longest = model_.lookbacks ? lookback_[model_.lookbacks - 1] : 0;
+    return std::max(longest, match_.window);
+}
+
 // A pass feeds up to MAX_ROWS tokens before the logits after the first of them are mixed.
-Recent Runtime::no_recent() const { return match_ ? Recent(match_.window, MAX_ROWS) : Recent(); }
+Recent Runtime::no_recent() const { return remembered() ? Recent(remembered(), MAX_ROWS) : Recent(); }
 
 float* Runtime::logits_row(int32_t row) const {
     return buffers_.logits + int64_t(row) * model_.vocab_blocks * LANES;
@@ -378,9 +395,10 @@ std::vector<Done> Runtime::run(const std::vector<Job>& jobs) {
     auto feed = [&](int32_t number, int32_t token, bool logits) {
         Slot& slot = slots_[number];
         const int32_t row = logits ? int32_t(moments.size()) : -1;
-        rows.push_back({states_ + number * slot_words_, slot.position, token, row});
+        Row& added = rows.emplace_back(Row{states_ + number * slot_words_, slot.position, token, row, {}});
         slot.position += 1;
         slot.recent.push(token);
+        if (model_.lookbacks) look_back(slot.recent, added);
         if (logits) moments.push_back({&slot.recent, slot.recent.end()});
         slot.sampler.seen[token] = 1;
         return row;

@@ -17,6 +17,7 @@ struct Shape {
     int32_t raster_height, raster_width, raster_channels;  // 0 without a raster
     int32_t raster_first;
     int32_t token_shift;
+    int32_t lookback[MAX_LOOKBACKS];  // distances, ascending; 0 where there are fewer
 };
 
 struct Tensor {
@@ -80,6 +81,7 @@ public:
     Sampler& sampler(int32_t slot) { return slots_[slot].sampler; }
     const Recent& recent(int32_t slot) const { return slots_[slot].recent; }
     Recent no_recent() const;
+    int32_t remembered() const;  // last tokens of a stream that are part of its state
     void reset(int32_t slot);
     void copy(int32_t source, int32_t target);
     void write(int32_t slot, const void* state, int64_t position, Sampler sampler, Recent recent);
@@ -109,6 +111,7 @@ private:
     const uint16_t* table(const Tensors& tensors, const std::string& name, int64_t rows, int64_t columns);
     void make_layer(const Tensors& tensors, const Shape& shape, int32_t number, Layer& layer);
     void make_bias(const Tensors& tensors, const Shape& shape, const std::string& prefix, Layer& layer);
+    void look_back(const Recent& recent, Row& row) const;
     void pass(const std::vector<Row>& rows, const std::vector<Moment>& moments);
     float* logits_row(int32_t row) const;
 
@@ -118,6 +121,7 @@ private:
     std::vector<Layer> layers_;
     std::vector<Slot> slots_;
     uint32_t* states_ = nullptr;
+    int32_t lookback_[MAX_LOOKBACKS];  // distances
     int64_t slot_words_ = 0, weight_bytes_ = 0, workspace_bytes_ = 0, max_position_;
     Match match_;
     Buffers buffers_{};
