@@ -91,7 +91,7 @@ class Runtime(Protocol):
     vocab_size: int
     num_slots: int
     state_bytes: int  # of one slot
-    recent_bytes: int  # of these: the last tokens, which a match model reads; 0: none
+    recent_bytes: int  # of these: the last tokens, which a match model or a lookback reads; 0: none
     weight_bytes: int  # a step reads all of them
     workspace_bytes: int  # of a step's activations, whatever the number of streams; 0: not known
     max_position: int | None  # None: no end
