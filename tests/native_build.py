@@ -107,7 +107,8 @@ def dump(checkpoint: Checkpoint, path: Path) -> None:
     """The model and the text, as the driver reads them."""
     config = checkpoint.config.model
     arrays = weights.bands(weights.read(checkpoint), config)
-    parts = [struct.pack("<13i", *kernel_shape(config).values()), struct.pack("<i", len(arrays))]
+    fields = kernel_shape(config).values()
+    parts = [struct.pack(f"<{len(fields)}i", *fields), struct.pack("<i", len(arrays))]
     for name, array in arrays.items():
         head = struct.pack("<i", len(name)) + name.encode()
         shape = struct.pack(f"<ii{array.ndim}q", array.dtype == np.float32, array.ndim, *array.shape)
