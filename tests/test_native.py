@@ -122,7 +122,7 @@ def test_any_cut_of_a_prompt_is_the_same(pool: Pool, shape: str) -> None:
         assert runtime.export(slot) == runtime.export(0)
 
 
-@pytest.mark.parametrize("shape", ["relative decay", "none decay", "conv decay", "shift"])
+@pytest.mark.parametrize("shape", ["relative decay", "none decay", "conv decay", "shift", "lookback and match"])
 def test_any_cut_of_a_long_prompt_is_the_same(pool: Pool, shape: str) -> None:
     """A prompt of more than two passes of 128 rows, cut at and beside their borders."""
     runtime = pool(shape)
@@ -132,6 +132,14 @@ def test_any_cut_of_a_long_prompt_is_the_same(pool: Pool, shape: str) -> None:
         runtime.reset(1)
         same(pieces(runtime, 1, cuts, tokens, targets), whole)
         assert runtime.export(1) == runtime.export(0)
+
+
+def test_a_lookback_beyond_the_match_window(pool: Pool, checkpoints: Checkpoints) -> None:
+    """More is remembered than is searched for matches: torch, which keeps both apart, finds the same."""
+    runtime = pool("lookback and match")
+    job = Job(0, prompt(400), prompt(400, 1))
+    theirs = one(EagerRuntime(checkpoints("lookback and match"), 1), job)
+    np.testing.assert_allclose(one(runtime, job).target_logprobs, theirs.target_logprobs, rtol=0, atol=ROUNDED["worst"])
 
 
 @every_shape
