@@ -93,6 +93,8 @@ def generate(
             how = {"temperature": 1.0 if temperature is None else temperature, "guidance": guidance, "seed": chosen}
             run(checkpoints / (model or "emoji"), image, label, style, name, **how)
             return
+        if label or style or name or guidance != 1:
+            raise fail("--class, --style, --name and --guidance say how an image is drawn; --image FILE draws one")
         folder, warmth = checkpoints / (model or "shakespeare"), 0.8 if temperature is None else temperature
         for part in stream(folder, prompt, max_tokens, temperature=warmth, seed=chosen):
             sys.stdout.write(part)

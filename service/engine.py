@@ -24,7 +24,7 @@ from model.sampling import log_softmax
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import MAX_PENDING, Burst, Generation, Outcome
-from service.scheduler import QueueFullError, Scheduler, num_streams, prompts_and_bursts
+from service.scheduler import KeyQueueFullError, QueueFullError, Scheduler, num_streams, prompts_and_bursts
 
 log = logging.getLogger("aft.engine")
 
@@ -76,6 +76,9 @@ class Engine:
         with scheduler.lock:
             try:
                 scheduler.add(*generations, force=force)
+            except KeyQueueFullError:
+                self._metrics.rejections.labels(model, "key_queue_full").inc()
+                raise errors.key_queue_full(scheduler.max_queue_per_key, self._retry_after(scheduler)) from None
             except QueueFullError:
                 self._refuse(scheduler, model)
         self._wake.set()

@@ -66,9 +66,17 @@ def forbidden_host(name: str) -> ApiError:
 
 def rate_limited(seconds: float) -> ApiError:
     """429: too many requests of one key or address. Clients that are told more than a minute do not wait at all."""
+    return _too_many(f"too many requests; the next is taken in about {math.ceil(seconds)} s", seconds)
+
+
+def key_queue_full(limit: int, seconds: int) -> ApiError:
+    """429: one key's places in the queue are taken; another key may have some."""
+    return _too_many(f"all {limit} places in the queue that one key may hold are taken", seconds)
+
+
+def _too_many(message: str, seconds: float) -> ApiError:
     whole = min(max(math.ceil(seconds), 1), 60)
     headers = {"Retry-After": str(whole), "retry-after-ms": str(whole * 1000)}
-    message = f"too many requests; the next is taken in about {math.ceil(seconds)} s"
     return ApiError(429, "rate_limit_error", "rate_limit_exceeded", message, headers=headers)
 
 

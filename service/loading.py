@@ -40,7 +40,8 @@ def load_models(settings: Settings, metrics: Metrics) -> list[Served]:
         began = time.perf_counter()
         loaded = Checkpoint(folder)
         runtime = open_runtime(loaded, settings.slots, threads=settings.threads, wanted=settings.runtime)
-        scheduler = Scheduler(runtime, settings.max_queue, settings.burst_seconds, settings.max_choices_per_key)
+        per_key = settings.max_choices_per_key, settings.max_queue_per_key
+        scheduler = Scheduler(runtime, settings.max_queue, settings.burst_seconds, *per_key)
         created = int((folder / checkpoint.CONFIG).stat().st_mtime)
         served.append(Served(loaded.name, runtime, loaded.codec, scheduler, created, loaded.config.model.window))
         metrics.startup_seconds.labels(loaded.name, "load").set(time.perf_counter() - began)

@@ -33,12 +33,24 @@ class QueueFullError(Exception):
     """No place left to wait."""
 
 
+class KeyQueueFullError(QueueFullError):
+    """This key has no place left; another may."""
+
+
 class Scheduler:
     """The slots of one runtime and who waits for them."""
 
-    def __init__(self, runtime: Runtime, max_queue: int, burst_seconds: float, max_per_key: int = 0) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        max_queue: int,
+        burst_seconds: float,
+        max_per_key: int = 0,
+        max_queue_per_key: int = 0,
+    ) -> None:
         self.runtime, self.max_queue, self.burst_seconds = runtime, max_queue, burst_seconds
         self.max_per_key = max_per_key  # slots that one key may hold; 0: any number
+        self.max_queue_per_key = max_queue_per_key  # places in the queue that one key may hold; 0: any number
         self.lock = threading.Lock()  # held to change what follows, never while the runtime runs
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
@@ -59,13 +71,26 @@ class Scheduler:
         return bool(self.waiting) or any(not generation.paused for generation in self.running)
 
     def add(self, *generations: Generation, force: bool = False) -> None:
-        """Queue all of them. QueueFullError, and none is queued, where slots and places are too few.
+        """Queue all of them, of one key. QueueFullError, and none is queued, where slots and places are too few.
 
         ``force`` is for the rest of a request that was admitted before.
         """
-        if not force and len(self.waiting) + len(generations) > self.max_queue + len(self.free):
-            raise QueueFullError
+        if not force:
+            if len(self.waiting) + len(generations) > self.max_queue + len(self.free):
+                raise QueueFullError
+            key = generations[0].key
+            if key and self.max_queue_per_key:
+                waiting = sum(generation.key == key for generation in self.waiting)
+                if waiting + len(generations) > self.max_queue_per_key + self._left_to(key):
+                    raise KeyQueueFullError
         self.waiting.extend(generations)
+
+    def _left_to(self, key: str) -> int:
+        """Free slots that a key may take."""
+        if not self.max_per_key:
+            return len(self.free)
+        held = sum(generation.num_slots for generation in self.running if generation.key == key)
+        return min(len(self.free), max(0, self.max_per_key - held))
 
     def admit(self, now: float) -> None:
         """Give free slots to those who wait longest; who holds enough already is passed over."""

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     max_choices_per_key: Annotated[int, Field(ge=0)] = Field(
         0, description="slots that one key may hold at once, per model; its other choices wait; 0: any number"
     )
+    max_queue_per_key: Annotated[int, Field(ge=0)] = Field(
+        0, description="places in the queue that one key may hold, per model; 0: any number"
+    )
     allowed_hosts: list[str] = Field(
         [], description="names of a Host header that are served without keys, beside loopback; `*`: any; a JSON list"
     )

@@ -215,7 +215,13 @@ def fake_loader(*runtimes: FakeRuntime, codec: Codec | None = None) -> Callable[
                 name=f"fake{i}",
                 runtime=runtime,
                 codec=codec or Bytes(),
-                scheduler=Scheduler(runtime, settings.max_queue, settings.burst_seconds, settings.max_choices_per_key),
+                scheduler=Scheduler(
+                    runtime,
+                    settings.max_queue,
+                    settings.burst_seconds,
+                    settings.max_choices_per_key,
+                    settings.max_queue_per_key,
+                ),
                 created=1,
                 window=8,
             )

@@ -108,6 +108,8 @@ def test_generate_refuses(tiny: Path, tmp_path: Path) -> None:
     refuse(aft("generate", "\ud800", "--model", "tiny", "--checkpoints", tiny), "surrogate")
     assert aft("generate", "a", "--max-tokens", 0).exit_code == 2
     assert aft("generate", "a", "--temperature", 3).exit_code == 2
+    for option in (["--class", "Flags"], ["--style", "google"], ["--name", "red heart"], ["--guidance", 3]):
+        refuse(aft("generate", "a", "--model", "tiny", "--checkpoints", tiny, *option), "--image")
 
 
 def test_train_writes_a_checkpoint(trained: Path) -> None:

@@ -545,6 +545,29 @@ def test_a_key_holds_so_many_slots_at_once() -> None:
         assert [choice["text"] for choice in answer["choices"]] == [expected("ab", 7 + i, 12) for i in range(6)]
 
 
+def test_a_key_holds_so_many_places_in_the_queue() -> None:
+    """What goes beyond is refused whole; another key may still wait."""
+    runtime = FakeRuntime(1, seconds_per_token=0.001)
+    settings = {"api_keys": ["first", "second"], "max_queue": 5, "max_queue_per_key": 2, "burst_seconds": 0.01}
+    with serve_app(fake_loader(runtime), **settings) as client:
+        first, second = ({"authorization": f"Bearer {key}"} for key in ("first", "second"))
+        long = {**BASE, "max_tokens": 10**6, "stream": True}
+        assert client.post({**BASE, "n": 3}, headers=first).status_code == 200  # one runs, two wait
+        assert_error(client.post({**BASE, "n": 4}, headers=first), 429, "rate_limit_error", "rate_limit_exceeded")
+        with client.http.stream("POST", "/v1/completions", json=long, headers=first):
+            wait_until(lambda: client.metric("aft_slots_in_use") == 1)
+            with client.http.stream("POST", "/v1/completions", json={**long, "n": 2}, headers=first):
+                wait_until(lambda: client.metric("aft_requests_waiting") == 2)
+                refused = client.post(BASE, headers=first)
+                assert_error(refused, 429, "rate_limit_error", "rate_limit_exceeded")
+                assert 1 <= int(refused.headers["retry-after"]) <= 60
+                with client.http.stream("POST", "/v1/completions", json={**long, "n": 2}, headers=second):
+                    wait_until(lambda: client.metric("aft_requests_waiting") == 4)
+        wait_until(lambda: client.free("fake0"))
+        assert client.metric("aft_admission_rejections_total", reason="key_queue_full") == 2
+        assert client.post(BASE, headers=first).status_code == 200
+
+
 def test_seeds(real: Client) -> None:
     """Another seed, another text; none: one is drawn and reported, and gives the same text again."""
     texts = {texts_of(real, **{**REAL, "seed": seed})[0] for seed in range(5)}

@@ -17,6 +17,15 @@ def read(name: str) -> str:
     return (ROOT / name).read_text()
 
 
+def pages() -> list[Path]:
+    """Everything that is written for people."""
+    found = [
+        path for where in ("*", "docs/*", "checkpoints/*/*", "benchmarks/*/*") for path in ROOT.glob(f"{where}.md")
+    ]
+    assert len(found) >= 12
+    return found
+
+
 def test_settings_table_is_the_code() -> None:
     """docs/service.md has the table that the settings generate."""
     assert markdown() in read("docs/service.md")
@@ -42,6 +51,7 @@ def test_every_error_code_is_documented() -> None:
         errors.method_not_allowed({}),
         errors.too_large(1),
         errors.queue_full(1, 1),
+        errors.key_queue_full(1, 1),
         errors.shutting_down(),
         errors.model_loading(),
         errors.not_stepping(),
@@ -51,16 +61,22 @@ def test_every_error_code_is_documented() -> None:
         assert f"`{error.code}`" in read("docs/service.md"), error.code
 
 
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are called in links: small letters, hyphens, no other marks."""
+    headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    """Relative links of README and docs name files that exist."""
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+    """Relative links name files that exist, and headings in them."""
+    for path in pages():
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+            page = path.parent / target if target else path
+            assert page.exists(), f"{path}: {target}"
+            assert not anchor or anchor in anchors(page), f"{path}: {target}#{anchor}"
 
 
 def test_nothing_is_left_open() -> None:
     """No placeholder waits for a figure."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("checkpoints/*/README.md")]
-    assert len(pages) >= 7
-    for path in [*pages, *ROOT.glob("benchmarks/*/README.md")]:
+    for path in pages():
         assert "<!--" not in path.read_text(), path.name

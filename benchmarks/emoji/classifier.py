@@ -3,9 +3,9 @@
     python benchmarks/emoji/classifier.py checkpoints/emoji --json benchmarks/results/emoji_classifier.json
 
 The classifier (three convolutions, trained on the training split alone) knows nothing of the model. Its own accuracy
-on held-out real emoji says what can be expected; chance is the share of the largest category. Seeds count from 0,
-as many drawings of each category as of the next, both styles in turn, temperature 1, none left out; once as the model
-draws by itself, once guided.
+on held-out real emoji says what can be expected. Every figure is given twice: in the categories' shares of all
+pictures (a third are people), and with each category alike. Seeds count from 0, as many drawings of each category as
+of the next, both styles in turn, temperature 1, none left out; once as the model draws by itself, once guided.
 """
 
 from __future__ import annotations
@@ -100,23 +100,39 @@ def drawings(checkpoint: Checkpoint, guidance: float) -> tuple[Pixels, NDArray[n
     return np.stack(made), labels
 
 
-def compared(model: nn.Sequential, checkpoint: Checkpoint, guidance: float) -> dict[str, Any]:
+def agreement(found: NDArray[np.int64], wanted: NDArray[np.int64], shares: NDArray[np.float64]) -> dict[str, Any]:
+    """How often both name the same category: in the categories' `shares` (num_labels,), and each alike.
+
+    The standard errors are those of drawing pictures anew, the classifier given.
+    """
+    labels = range(len(shares))
+    right = np.array([(found[wanted == i] == i).mean() for i in labels])
+    count = np.array([(wanted == i).sum() for i in labels])
+    alike = np.full(len(shares), 1 / len(shares))
+
+    def summed(weight: NDArray[np.float64]) -> dict[str, float]:
+        variance = (weight**2 * right * (1 - right) / count).sum()
+        return {"right": float((weight * right).sum()), "standard_error": float(np.sqrt(variance))}
+
+    return {"in_proportion": summed(shares), "each_alike": summed(alike), "by_category": right.tolist()}
+
+
+def compared(
+    model: nn.Sequential, checkpoint: Checkpoint, guidance: float, shares: NDArray[np.float64]
+) -> dict[str, Any]:
     """What the classifier says of drawings."""
     drawn, wanted = drawings(checkpoint, guidance)
-    found = named(model, drawn)
+    blank = int((drawn.mean((1, 2, 3)) >= 253).sum())
     return {
         "guidance": guidance,
         "count": len(drawn),
-        "recognised": float((found == wanted).mean()),
-        "by_category": {
-            name: float((found[wanted == i] == i).mean()) for i, name in enumerate(checkpoint.pixels.labels)
-        },
-        "blank": int((drawn.mean((1, 2, 3)) >= 253).sum()),
+        **agreement(named(model, drawn), wanted, shares),
+        "blank": blank,
     }
 
 
 def main() -> int:
-    """Train, draw, compare; status 1 where fewer than 60 % of the guided drawings are recognised."""
+    """Train, draw, compare; status 1 where under 60 % of the guided drawings, in proportion, are recognised."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--guidance", type=float, default=3.0, help="of the second set of drawings")
@@ -126,26 +142,24 @@ def main() -> int:
     pictures = images.load("emoji", checkpoint.pixels.raster.width)
     held_out = pictures.subset(2)
     model = train(pictures.subset(0))
-    own = float((named(model, held_out.images) == held_out.label).mean())
+    shares = np.bincount(pictures.label) / len(pictures.label)
     result = {
         **facts(),
         "checkpoint": checkpoint.name,
         "size": checkpoint.pixels.raster.width,
-        "held_out_pictures": len(held_out.names),
-        "accuracy_on_held_out": own,
-        "chance_on_held_out": float(np.bincount(held_out.label).max() / len(held_out.label)),
-        "chance_on_drawings": 1 / len(pictures.labels),
-        "held_out_by_category": {
-            name: float((named(model, held_out.images[held_out.label == i]) == i).mean())
-            for i, name in enumerate(pictures.labels)
-            if (held_out.label == i).any()
+        "categories": list(pictures.labels),
+        "shares": shares.tolist(),
+        "chance": {"in_proportion": float(shares.max()), "each_alike": 1 / len(shares)},
+        "held_out": {
+            "count": len(held_out.names),
+            **agreement(named(model, held_out.images), held_out.label, shares),
         },
-        "drawings": [compared(model, checkpoint, guidance) for guidance in (1.0, arguments.guidance)],
+        "drawings": [compared(model, checkpoint, guidance, shares) for guidance in (1.0, arguments.guidance)],
     }
     print(json.dumps(result, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    return int(result["drawings"][-1]["recognised"] < 0.6)
+    return int(result["drawings"][-1]["in_proportion"]["right"] < 0.6)
 
 
 if __name__ == "__main__":
