@@ -17,6 +17,7 @@ from service.scheduler import (
     PART_IF_SOON,
     PREFILL_BUDGET,
     PREFILL_CHUNK,
+    KeyQueueFullError,
     QueueFullError,
     Scheduler,
     prompts_and_bursts,
@@ -106,6 +107,34 @@ def test_without_places_only_free_slots_are_given() -> None:
     s.add(make())
     with pytest.raises(QueueFullError):
         s.add(make())
+
+
+def test_places_of_a_key_beside_the_slots_that_it_may_hold() -> None:
+    """Two may run and one may wait, though slots and places are free; who has no key, or another, is not counted."""
+    s = Scheduler(FakeRuntime(4), 10, 0.05, 2, 1)
+
+    def of(key: str, count: int) -> list[Generation]:
+        made = [make() for _ in range(count)]
+        for generation in made:
+            generation.key = key
+        return made
+
+    with pytest.raises(KeyQueueFullError):
+        s.add(*of("a", 4))
+    assert not s.waiting
+    s.add(*of("a", 3))
+    s.admit(0.0)
+    assert (len(s.running), len(s.waiting)) == (2, 1)
+    with pytest.raises(KeyQueueFullError):
+        s.add(*of("a", 1))
+    s.add(*of("b", 3))
+    s.add(*of("", 5))
+    s.add(*of("a", 1), force=True)
+    assert len(s.waiting) == 10
+    s.remove(s.running[0])
+    s.admit(0.0)
+    with pytest.raises(KeyQueueFullError):
+        s.add(*of("a", 1))
 
 
 def test_remove_from_everywhere() -> None:
