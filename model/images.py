@@ -1,4 +1,4 @@
-"""Sets of pictures: the emoji of two packages, CIFAR-10's binary batches, any folder.
+"""Sets of pictures: emoji in several styles, CIFAR-10's binary batches, any folder.
 
 Fetched and checked as texts are (model/fetch.py). All variants of one picture (other gender, other style) fall on one
 side of the split, or a held-out picture would have been seen.
@@ -7,12 +7,7 @@ side of the split, or a held-out picture would have been seen.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import os
-import re
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from model.fetch import DataError, check, data_folder, fetch_url, run_client
+from model import emoji
+from model.fetch import DataError, data_folder, fetch_url
 from model.pixels import Pixels, fit, plain
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
-EMOJI = {
-    "google": ("emoji-datasource-google@16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
-    "twitter": ("emoji-datasource-twitter@16.0.0", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"),
-}
-# the names that Unicode gives them ("red heart"); the packages above have older ones ("heavy black heart")
-NAMES = ("unicode-emoji-json@0.8.0", "1ff55192e88e1d5c6706b28ae95f0b26370a0e79f05ff86bcbed6b9e5d7ea244")
-PACKAGES = {**EMOJI, "names": NAMES}
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 NOT_FLIPPED = {"Flags", "Symbols"}  # mirrored, they are something else
@@ -64,15 +53,15 @@ class ImageSet:
 
 
 def load(source: str, size: int) -> ImageSet:
-    """An image set at ``size`` pixels, by name (emoji, cifar10) or by path. DataError says what is missing."""
+    """A set by name (emoji, emoji-styles, cifar10) or by path, at ``size`` pixels. DataError says what is missing."""
     path = Path(source)
-    if source == "emoji":
-        return _emoji(size)
+    if source in emoji.SETS:
+        return _emoji(emoji.SETS[source], size)
     if source == "cifar10":
         return _cifar(_fetched_cifar(), size)
     if path.is_dir():
         return _cifar(path, size) if (path / "data_batch_1.bin").exists() else _folder(path, size)
-    raise DataError(f"{source!r} is neither a folder nor a known image set (emoji, cifar10)")
+    raise DataError(f"{source!r} is neither a folder nor a known image set ({', '.join([*emoji.SETS, 'cifar10'])})")
 
 
 def side(group: str) -> int:
@@ -81,78 +70,19 @@ def side(group: str) -> int:
     return 0 if share < 0.9 else 1 if share < 0.95 else 2
 
 
-def group_of(unified: str) -> str:
-    """An emoji's code points without gender and presentation: what its variants share."""
-    points = re.sub(r"-(FE0F|200D-2640|200D-2642)", "", unified)
-    return re.sub(r"\b(1F468|1F469)\b", "1F9D1", points)
-
-
-def _emoji(size: int) -> ImageSet:
-    known = json.loads(_member(_package("names"), "package/data-by-emoji.json"))
-    called = {_colourless("-".join(f"{ord(c):04X}" for c in emoji)): facts["name"] for emoji, facts in known.items()}
-    rows: list[tuple[Pixels, str, int, str, str, list[str]]] = []
-    for number, style in enumerate(EMOJI):
-        files = _members(_package(style), f"package/img/{style}/64/")
-        for entry in sorted(json.loads(files["emoji.json"]), key=lambda e: int(e["sort_order"])):
-            both = all(entry[f"has_img_{name}"] for name in EMOJI)
-            if not both or entry["category"] == "Component":
-                continue
-            with Image.open(io.BytesIO(files[entry["image"]])) as image:
-                picture = fit(image, size)
-            aliases = [called.get(_colourless(entry["unified"]), entry["name"]), entry["name"], *entry["short_names"]]
-            place = (entry["category"], number, entry["unified"], entry["short_name"])
-            rows.append((picture, *place, list(dict.fromkeys(filter(None, map(plain, aliases))))))
-    labels = sorted({row[1] for row in rows})
+def _emoji(styles: tuple[str, ...], size: int) -> ImageSet:
+    rows = list(emoji.drawings(styles, size))
+    labels = sorted({row.category for row in rows})
     return ImageSet(
-        np.stack([row[0] for row in rows]),
-        np.array([labels.index(row[1]) for row in rows]),
-        np.array([row[2] for row in rows]),
-        np.array([side(group_of(row[3])) for row in rows]),
-        [row[4] for row in rows],
-        [row[5] for row in rows],
+        np.stack([row.picture for row in rows]),
+        np.array([labels.index(row.category) for row in rows]),
+        np.array([row.style for row in rows]),
+        np.array([side(row.group) for row in rows]),
+        [row.name for row in rows],
+        [row.aliases for row in rows],
         labels,
-        list(EMOJI),
+        list(styles),
     )
-
-
-def _members(path: Path, folder: str) -> dict[str, bytes]:
-    """emoji.json and the pictures of one folder, in the archive's own order: seeking in it would unpack it again."""
-    found = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.name == "package/emoji.json" or member.name.startswith(folder):
-                file = archive.extractfile(member)
-                if file is not None:
-                    found[Path(member.name).name] = file.read()
-    return found
-
-
-def _colourless(unified: str) -> str:
-    """Code points (2764-FE0F) without the one that only asks for colour: packages differ in where they write it."""
-    return unified.replace("-FE0F", "")
-
-
-def _member(path: Path, name: str) -> bytes:
-    """One file of an archive."""
-    with tarfile.open(path) as archive:
-        file = archive.extractfile(name)
-        assert file is not None
-        return file.read()
-
-
-def _package(which: str) -> Path:
-    """The npm package's tarball, fetched once, checked always."""
-    package, sha256 = PACKAGES[which]
-    kept = data_folder() / f"emoji-{which}.tgz"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as name:
-            run_client(["npm", "pack", "--silent", package], Path(name))
-            fetched = next(Path(name).glob("*.tgz"))
-            check(fetched.read_bytes(), sha256, package)
-            os.replace(fetched, kept)
-    check(kept.read_bytes(), sha256, str(kept))
-    return kept
 
 
 def _fetched_cifar() -> Path:

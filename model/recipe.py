@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     extra_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a step's windows
     extra_until: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of the steps; the last ones read the corpus alone
     tokenizer: Literal["auto", "characters", "bytes"] = "auto"  # auto: characters where the corpus is UTF-8
-    start: str = ""  # folder of a checkpoint of the same shape, or without its token shift, whose weights come first
+    start: str = ""  # folder of a checkpoint whose weights come first; model/start.py says what may come in addition
     preset: str = "shipped"
     model: dict[str, Any] = {}  # fields of ModelConfig that differ from the preset
     length: PositiveInt = 512  # T: positions of a training window

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from model import calibration, checkpoint, curve, data, images, pixels, weights
 from model.batches import Ids, Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
-from model.checkpoint import Checkpoint, CheckpointError, Codec
+from model.checkpoint import Checkpoint, Codec
 from model.config import ModelConfig, Raster, preset
 from model.evaluate import window_logits
 from model.generate import draw_together
@@ -24,6 +24,7 @@ from model.network import Network
 from model.pixels import PixelCodec
 from model.recipe import Recipe, fit
 from model.runtime.choice import open_runtime
+from model.start import begin_with
 from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import STATE, Report, Trainer
 
@@ -102,43 +103,10 @@ def make_trainer(
     if longest is not None and length > longest:
         raise ValueError(f"length {length} is longer than the model, which ends at {longest}")
     if recipe.start and not (folder / STATE).exists():
-        _begin_with(network, codec, Path(recipe.start))
+        begin_with(network, codec, Path(recipe.start))
     trainer = Trainer(network, material, recipe, folder)
     trainer.resume()
     return trainer, codec
-
-
-def _begin_with(network: Network, codec: Codec, folder: Path) -> None:
-    """The weights of a checkpoint. ValueError where it is none, of another shape, or of another vocabulary.
-
-    A network with token shifts may begin with one that has none: at a share of 1 they pass everything on. So may one
-    that looks back: at 0 its tables add nothing.
-    """
-    try:
-        source = Checkpoint(folder)
-        known = weights.load(source)
-    except CheckpointError as error:
-        raise ValueError(f"start: {error}") from error
-    fixed: dict[str, Any] = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # not of the shape
-    gains: dict[str, Any] = {}
-    if network.config.token_shift and not known.config.token_shift:
-        gains["token_shift"] = True
-    if network.config.lookback and not known.config.lookback:
-        gains["lookback"] = network.config.lookback
-    fixed |= gains
-    shapes = [config.model_copy(update=fixed) for config in (known.config, network.config)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"start: {folder} holds a model of another shape than the recipe's")
-    if _ids(source.codec) != _ids(codec):
-        raise ValueError(f"start: {folder} holds a model whose ids mean something else than the recipe's")
-    network.load_state_dict({**weights.neutral(network), **known.state_dict()})
-
-
-def _ids(codec: Codec) -> object:
-    """What a codec's ids mean."""
-    if isinstance(codec, PixelCodec):
-        return codec.labels, codec.styles, codec.alphabet
-    return codec.token_bytes
 
 
 def train(

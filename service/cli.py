@@ -271,7 +271,7 @@ app.add_typer(data_app, name="data")
 
 @data_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="An image set: emoji, cifar10, or a folder.")],
+    source: Annotated[str, typer.Argument(help="An image set: emoji, emoji-styles, cifar10, or a folder.")],
     out: Annotated[Path, typer.Argument(help="PNG file of a contact sheet.")],
     size: Annotated[int, typer.Option(min=1, help="Pixels of a picture's side.")] = 16,
     count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 96,

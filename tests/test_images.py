@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model import emoji as drawn
 from model import images
 from model.batches import IGNORED, Pictures, examples, prompts
 from model.config import Raster
@@ -42,16 +43,31 @@ def emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         entry("1F601", "Smileys & Emotion", 4, has_img_twitter=False),
     ]
     for number, style in enumerate(("google", "twitter")):
-        path = tmp_path / f"emoji-{style}.tgz"
-        with tarfile.open(path, "w:gz") as archive:
-            for row in table:
-                add(archive, f"package/img/{style}/64/{row['image']}", png((10 + number, 20, 30, 255)))
-            add(archive, "package/emoji.json", json.dumps(table).encode())
+        files = {f"img/{style}/64/{row['image']}": png((10 + number, 20, 30, 255)) for row in table}
+        package(tmp_path, style, files | {"emoji.json": json.dumps(table).encode()})
+    package(tmp_path, "blob", {"img/google/64/1f600.png": png((12, 20, 30, 255)), "emoji.json": b"[]"})
+    joined = {f"assets/png/{name}.png": png((13, 20, 30, 255)) for name in ("1f3fb", "1f1e6-1f600", "1f1e6")}
+    package(tmp_path, "emojione", joined)
+    package(tmp_path, "fluent", {"assets/1f1e6-fe0f.webp": webp((14, 20, 30)), "assets/1f600/x.svg": b"<svg/>"})
     with tarfile.open(tmp_path / "emoji-names.tgz", "w:gz") as archive:
         add(archive, "package/data-by-emoji.json", json.dumps({"\U0001f600": {"name": "grinning Face"}}).encode())
     monkeypatch.setenv("AFT_DATA", str(tmp_path))
-    monkeypatch.setattr(images, "check", lambda *_: None)
+    monkeypatch.setattr(drawn, "check", lambda *_: None)
     return tmp_path
+
+
+def package(folder: Path, name: str, files: dict[str, bytes]) -> None:
+    """A tarball of npm's."""
+    with tarfile.open(folder / f"emoji-{name}.tgz", "w:gz") as archive:
+        for path, raw in files.items():
+            add(archive, f"package/{path}", raw)
+
+
+def webp(color: tuple[int, int, int]) -> bytes:
+    """A larger picture of one colour, in the other format."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (256, 256), color).save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
 
 
 def add(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
@@ -76,6 +92,29 @@ def test_emoji_in_two_styles() -> None:
     assert loaded.aliases == [["old name", "1f1e6", "a b c"], ["grinning face", "old name", "1f600", "a b c"]] * 2
 
 
+@pytest.mark.usefixtures("emoji")
+def test_emoji_in_all_styles() -> None:
+    """Three packages more, each with what it has of the same emoji, however it spells their code points."""
+    loaded = images.load("emoji-styles", 8)
+    assert loaded.styles == ["google", "twitter", "blob", "emojione", "fluent"]
+    assert loaded.names == ["1f1e6", "1f600"] * 2 + ["1f600", "1f1e6", "1f1e6"]
+    assert loaded.style.tolist() == [0, 0, 1, 1, 2, 3, 4]
+    assert loaded.images[4:, 0, 0].tolist() == [[12, 20, 30], [13, 20, 30], [14, 20, 30]]
+    flag, face = loaded.part[:2]
+    assert loaded.part.tolist() == [flag, face, flag, face, face, flag, flag]
+
+
+@pytest.mark.usefixtures("emoji")
+def test_prompts_say_the_style_by_name() -> None:
+    """A model of more styles in another order reads a set of two."""
+    loaded = images.load("emoji", 4)
+    codec = PixelCodec(Raster(height=4, width=4), loaded.labels, ["fluent", "twitter", "google"])
+    expected = [codec.condition(label, style) for style in ("google", "twitter") for label in loaded.labels]
+    assert prompts(loaded, codec)[:, 0].tolist() == expected
+    with pytest.raises(ValueError, match="unknown style"):
+        prompts(loaded, PixelCodec(Raster(height=4, width=4), loaded.labels, ["twitter"]))
+
+
 def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes with another hash than the published package."""
     (tmp_path / "emoji-google.tgz").write_bytes(b"something else")
@@ -87,12 +126,12 @@ def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("other", ["1F9D1-200D-2695-FE0F", "1F468-200D-2695-FE0F", "1F469-200D-2695-FE0F"])
 def test_genders_are_one_group(other: str) -> None:
     """A person, a man and a woman of one trade fall on one side."""
-    assert images.group_of(other) == "1F9D1-200D-2695"
+    assert drawn.group_of(other) == "1F9D1-200D-2695"
 
 
 def test_gender_signs_are_stripped() -> None:
     """And so are the signs of gender and presentation at the end."""
-    assert images.group_of("1F46F-200D-2640-FE0F") == images.group_of("1F46F") == "1F46F"
+    assert drawn.group_of("1F46F-200D-2640-FE0F") == drawn.group_of("1F46F") == "1F46F"
 
 
 def test_sides_are_90_5_5() -> None:

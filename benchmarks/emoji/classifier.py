@@ -5,7 +5,7 @@
 The classifier (three convolutions, trained on the training split alone) knows nothing of the model. Its own accuracy
 on held-out real emoji says what can be expected. Every figure is given twice: in the categories' shares of all
 pictures (a fifth are people), and with each category alike. Seeds count from 0, as many drawings of each category as
-of the next, both styles in turn, temperature 1, none left out; once as the model draws by itself, once guided.
+of the next, the styles in turn, temperature 1, none left out; once as the model draws by itself, once guided.
 """
 
 from __future__ import annotations
@@ -86,12 +86,18 @@ def named(model: nn.Sequential, pictures: Pixels) -> NDArray[np.int64]:
     return found
 
 
+def corpus_of(checkpoint: Checkpoint) -> str:
+    """The image set that a model was trained on: real pictures are in its styles."""
+    corpus: str = checkpoint.config.training["recipe"]["corpus"]
+    return corpus
+
+
 def drawings(checkpoint: Checkpoint, guidance: float) -> tuple[Pixels, NDArray[np.int64]]:
     """EACH pictures of every category, and which."""
     codec = checkpoint.pixels
     runtime = open_runtime(checkpoint, 2 * AT_ONCE)
     labels = np.repeat(np.arange(len(codec.labels)), EACH)
-    prompts = [codec.prompt(codec.labels[label], codec.styles[i % 2]) for i, label in enumerate(labels)]
+    prompts = [codec.prompt(codec.labels[label], codec.styles[i % len(codec.styles)]) for i, label in enumerate(labels)]
     made: list[Pixels] = []
     for at in range(0, len(prompts), AT_ONCE):
         # draw_together numbers seeds from 0 in each call: another category or style each time
@@ -139,13 +145,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     checkpoint = Checkpoint(arguments.checkpoint)
-    pictures = images.load("emoji", checkpoint.pixels.raster.width)
+    pictures = images.load(corpus_of(checkpoint), checkpoint.pixels.raster.width)
     held_out = pictures.subset(2)
     model = train(pictures.subset(0))
     shares = np.bincount(pictures.label) / len(pictures.label)
     result = {
         **facts(),
         "checkpoint": checkpoint.name,
+        "corpus": corpus_of(checkpoint),
         "size": checkpoint.pixels.raster.width,
         "categories": list(pictures.labels),
         "shares": shares.tolist(),

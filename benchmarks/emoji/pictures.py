@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     """Draw all sheets into the folder."""
     checkpoint = Checkpoint(folder)
     codec, size = checkpoint.pixels, checkpoint.pixels.raster.width
-    pictures = images.load("emoji", size)
+    pictures = images.load(checkpoint.config.training["recipe"]["corpus"], size)
     runtime = open_runtime(checkpoint, 2 * SAMPLES)
     labels, styles = codec.labels, codec.styles
     asked = [codec.prompt(labels[i * len(labels) // SAMPLES], styles[i % len(styles)]) for i in range(SAMPLES)]
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     half = codec.raster.size // 2
     prompts = []
     for i in chosen:
-        told = codec.prompt(labels[test.label[i]], styles[test.style[i]])
+        told = codec.prompt(test.labels[test.label[i]], test.styles[test.style[i]])
         prompts += [[*told, *codec.encode(test.images[i])[:half]]] * WAYS
     completed = draw_together(runtime, codec, prompts)
     for n, i in enumerate(chosen):

@@ -1,0 +1,64 @@
+"""Training that goes on from a checkpoint: its weights, in a network that may have more than it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from model import weights
+from model.checkpoint import Checkpoint, CheckpointError, Codec
+from model.network import Network
+from model.pixels import NUM_VALUES, PixelCodec
+
+
+def begin_with(network: Network, codec: Codec, folder: Path) -> None:
+    """Give a network a checkpoint's weights. ValueError where it is none, of another shape, or of another vocabulary.
+
+    A network with token shifts may begin with one that has none: at a share of 1 they pass everything on. So may one
+    that looks back: at 0 its tables add nothing. One for pictures may know more styles: each begins as any style.
+    """
+    try:
+        source = Checkpoint(folder)
+        known = weights.load(source)
+    except CheckpointError as error:
+        raise ValueError(f"start: {error}") from error
+    fixed: dict[str, Any] = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # not of the shape
+    fixed |= {"vocab_size": codec.vocab_size}  # what the ids mean is asked for below
+    gains: dict[str, Any] = {}
+    if network.config.token_shift and not known.config.token_shift:
+        gains["token_shift"] = True
+    if network.config.lookback and not known.config.lookback:
+        gains["lookback"] = network.config.lookback
+    fixed |= gains
+    shapes = [config.model_copy(update=fixed) for config in (known.config, network.config)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"start: {folder} holds a model of another shape than the recipe's")
+    rows = _rows(source.codec, codec)
+    if rows is None:
+        raise ValueError(f"start: {folder} holds a model whose ids mean something else than the recipe's")
+    given = known.state_dict()
+    if rows != list(range(codec.vocab_size)):
+        given = {name: tensor[rows] if _is_by_id(name) else tensor for name, tensor in given.items()}
+    network.load_state_dict({**weights.neutral(network), **given})
+
+
+def _rows(known: Codec, codec: Codec) -> list[int] | None:
+    """Where the known model's tables have what each id means; None: they have not."""
+    if not (isinstance(known, PixelCodec) and isinstance(codec, PixelCodec)):
+        same = type(known) is type(codec) and _token_bytes(known) == _token_bytes(codec)
+        return list(range(codec.vocab_size)) if same else None
+    if (known.labels, known.alphabet) != (codec.labels, codec.alphabet) or set(known.styles) - set(codec.styles):
+        return None
+    pairs = [(label, style) for label in ["", *codec.labels] for style in ["", *codec.styles]]
+    conditions = [known.condition(label, style if style in known.styles else "") for label, style in pairs]
+    letters = range(NUM_VALUES + known.num_conditions, known.vocab_size)
+    return [*range(NUM_VALUES), *conditions, *letters]
+
+
+def _token_bytes(codec: Codec) -> object:
+    return None if isinstance(codec, PixelCodec) else codec.token_bytes
+
+
+def _is_by_id(name: str) -> bool:
+    """Whether a tensor of a network for pictures has a row for each id."""
+    return name in {"embed.value.weight", "head.weight"} or name.startswith("lookback.tables.")

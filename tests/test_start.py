@@ -1,0 +1,69 @@
+"""Training of pictures that goes on from a model which knows fewer styles."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import weights
+from model.config import ModelConfig, Raster, preset
+from model.network import Network
+from model.pixels import PixelCodec
+from model.start import begin_with
+
+RASTER = Raster(height=4, width=4, name_length=3)
+
+
+def codec(labels: str = "ab", styles: str = "s") -> PixelCodec:
+    """With labels and styles of one letter."""
+    return PixelCodec(RASTER, list(labels), list(styles))
+
+
+def network(of: PixelCodec, **changes: object) -> Network:
+    """A tiny one that looks back, not trained."""
+    shape = {"raster": RASTER.model_dump(), "max_model_len": RASTER.positions, "lookback": [2, 3]}
+    config: ModelConfig = preset("tiny", of.vocab_size, **shape, **changes)
+    return Network(config).eval()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> tuple[Network, Path]:
+    """A model of two labels and a style, and its checkpoint."""
+    torch.manual_seed(1)
+    known = network(codec())
+    weights.save(known, codec(), tmp_path / "known", {})
+    with torch.no_grad():
+        for parameter in known.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(parameter.bfloat16())  # as it is stored
+    return known, tmp_path / "known"
+
+
+@pytest.mark.parametrize(
+    ("label", "style", "known_style"), [("b", "s", "s"), ("a", "t", ""), ("", "r", ""), ("", "", "")]
+)
+@torch.inference_mode()
+def test_a_new_style_begins_as_any(start: tuple[Network, Path], label: str, style: str, known_style: str) -> None:
+    """Styles that were known draw as before, those that were not as any style does; names are read as before."""
+    known, folder = start
+    more = codec(styles="rst")
+    grown = network(more)
+    begin_with(grown, more, folder)
+    values = [7, 200, 33, 250, 0]
+    before = known(torch.tensor([[*codec().prompt(label, known_style, "x1"), *values]]))[0]
+    after = grown(torch.tensor([[*more.prompt(label, style, "x1"), *values]]))[0]
+    torch.testing.assert_close(after[..., :256], before[..., :256])
+
+
+@pytest.mark.parametrize("other", [codec(labels="ac"), codec(labels="ba"), codec(styles="t"), codec(styles="")])
+def test_what_the_start_knows_must_be_known(start: tuple[Network, Path], other: PixelCodec) -> None:
+    """Other labels, another order of them, a style that is gone."""
+    with pytest.raises(ValueError, match="ids mean something else"):
+        begin_with(network(other), other, start[1])
+
+
+def test_more_styles_are_no_other_shape(start: tuple[Network, Path]) -> None:
+    """A wider network is, whatever its styles."""
+    more = codec(styles="st")
+    with pytest.raises(ValueError, match="another shape"):
+        begin_with(network(more, dim=64), more, start[1])
