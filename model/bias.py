@@ -36,7 +36,9 @@ class Bias(nn.Module):
         if config.decay:
             shortest, longest = math.log(config.min_half_life), math.log(config.max_half_life)
             half_lives = torch.linspace(shortest, longest, config.num_heads).exp()
-            self.log_decay = nn.Parameter((math.log(2) / half_lives).log())
+            # above the limit, see decay(), there is no gradient: a head would never learn
+            fastest = MAX_WINDOW_DECAY / max(config.window, 1)
+            self.log_decay = nn.Parameter((math.log(2) / half_lives).clamp(max=0.99 * fastest).log())
 
     def chunk_multiple(self) -> int:
         """What the length of a chunk must be a multiple of, so that all chunks share their weights."""

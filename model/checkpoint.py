@@ -104,6 +104,13 @@ class Checkpoint:
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {error}") from error
 
+    def weights(self) -> bytes:
+        """The weights' file. CheckpointError where another has taken its place since the config was read."""
+        raw = (self.folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(raw).hexdigest() != self.config.files[WEIGHTS]:
+            raise CheckpointError(f"{self.name}: {WEIGHTS} has changed since {CONFIG} was read")
+        return raw
+
     @property
     def tokenizer(self) -> Tokenizer:
         """A text model's tokenizer. CheckpointError for an image model."""

@@ -7,6 +7,7 @@ side of the split, or a held-out picture would have been seen.
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 NOT_FLIPPED = {"Flags", "Symbols"}  # mirrored, they are something else
+DIRECTED = re.compile(r"\b(left|leftwards|right|rightwards|clock|thirty|quarter|waxing|waning|crescent|gibbous)\b")
+SEEN = 3  # the part of a held-out picture that is equal to one of training
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class ImageSet:
     images: Pixels  # (N, H, W, 3)
     label: NDArray[np.int64]  # (N) into labels
     style: NDArray[np.int64]  # (N) into styles; 0 where there are none
-    part: NDArray[np.int64]  # (N) 0 training, 1 validation, 2 test
+    part: NDArray[np.int64]  # (N) 0 training, 1 validation, 2 test, 3 none of them
     names: list[str]
     aliases: list[list[str]]  # (N) what each is called, the best known first; none: it has no name
     labels: list[str]
@@ -48,8 +51,20 @@ class ImageSet:
 
     @property
     def flips(self) -> NDArray[np.bool_]:
-        """(N) whether the mirrored picture is as good."""
-        return np.array([self.labels[i] not in NOT_FLIPPED for i in self.label], np.bool_)
+        """(N) whether the mirrored picture is as good: not where its name then were another."""
+        directed = [any(map(DIRECTED.search, aliases)) for aliases in self.aliases]
+        return np.array([self.labels[i] not in NOT_FLIPPED for i in self.label], np.bool_) & ~np.array(
+            directed, np.bool_
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Of all that a training run reads."""
+        digest = hashlib.sha256(self.images.tobytes())
+        for array in (self.label, self.style, self.part, self.flips):
+            digest.update(array.astype(np.int64).tobytes())
+        digest.update(repr((self.labels, self.styles, self.aliases)).encode())
+        return digest.hexdigest()
 
 
 def load(source: str, size: int) -> ImageSet:
@@ -70,14 +85,23 @@ def side(group: str) -> int:
     return 0 if share < 0.9 else 1 if share < 0.95 else 2
 
 
+def seen(pictures: Pixels, part: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N) whether a picture (N, H, W, 3) is held out, and yet equal to one of training or to its mirror image."""
+    known = {picture.tobytes() for picture in pictures[part == 0]}
+    known |= {picture.tobytes() for picture in pictures[part == 0][:, :, ::-1]}
+    return np.array([side > 0 and picture.tobytes() in known for picture, side in zip(pictures, part, strict=True)])
+
+
 def _emoji(styles: tuple[str, ...], size: int) -> ImageSet:
     rows = list(emoji.drawings(styles, size))
     labels = sorted({row.category for row in rows})
+    pictures, part = np.stack([row.picture for row in rows]), np.array([side(row.group) for row in rows])
+    part[seen(pictures, part)] = SEEN  # a family of two boys looks like one of two children
     return ImageSet(
-        np.stack([row.picture for row in rows]),
+        pictures,
         np.array([labels.index(row.category) for row in rows]),
         np.array([row.style for row in rows]),
-        np.array([side(row.group) for row in rows]),
+        part,
         [row.name for row in rows],
         [row.aliases for row in rows],
         labels,
@@ -140,6 +164,10 @@ def _folder(folder: Path, size: int) -> ImageSet:
             raise DataError(f"{path} is no picture that can be read") from error
     given = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
     labels = sorted({name for name in given if name})
+    if labels and "" in given:
+        raise DataError(
+            f"{str(folder)!r} has pictures in subfolders, which are labels, and {paths[given.index('')].name} beside"
+        )
     label = np.array([labels.index(name) if name else 0 for name in given])
     names = [str(path.relative_to(folder)) for path in paths]
     part = np.array([side(path.stem) for path in paths])

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from model.automaton import stops
 from model.checkpoint import Checkpoint
-from model.runtime.base import Draw, Job, Runtime, StateError
+from model.runtime.base import Draw, Job, Runtime, StateError, Stop
 from model.runtime.choice import Wanted, open_runtime
-from model.sampling import SamplingParams
+from model.sampling import NothingToDrawError, SamplingParams
 
 PROBE = 0  # the slot that looks ahead for others
 
@@ -45,12 +45,19 @@ class Stream:
     """One text that grows. What was written or given last is consumed with the next call, so a state never waits."""
 
     def __init__(self, model: Text, slot: int, state: bytes | None) -> None:
-        self._model, self._slot = model, slot
+        self._model, self._place = model, slot
+        self._ends: object = None  # what the last draws could end by, where none has: a stop may have begun
         self._pending = [model.tokenizer.begin]  # known and not yet consumed; never empty
         if state is None:
             model.runtime.reset(slot)
         else:
             self._restore(state)
+
+    @property
+    def _slot(self) -> int:
+        if self._place == PROBE:
+            raise RuntimeError("the stream is closed")
+        return self._place
 
     @property
     def position(self) -> int:
@@ -69,12 +76,26 @@ class Stream:
         stop: Sequence[str] = (),
         ignore_end: bool = False,
     ) -> list[int]:
-        """Draw up to ``max_tokens`` tokens; they are part of the stream. Decode them with ``model.tokenizer``."""
-        tokenizer = self._model.tokenizer
+        """Draw up to ``max_tokens`` tokens; they are part of the stream. Decode them with ``model.tokenizer``.
+
+        A stop string may begin in one call and end in the next, if that has the same ones. NothingToDrawError where
+        ``params`` forbid every token; the stream is as it was.
+        """
+        tokenizer, runtime = self._model.tokenizer, self._model.runtime
         automaton = stops(tokenizer.token_bytes, [s.encode() for s in stop], tokenizer.end, ignore_end=ignore_end)
-        draw = Draw(params or SamplingParams(), max_tokens, automaton)
-        (done,) = self._model.runtime.run([Job(self._slot, self._pending, draw=draw)])
-        self._pending = done.drawn[-1:] or self._pending[-1:]
+        draw, ends = Draw(params or SamplingParams(), max_tokens, automaton), (tuple(stop), ignore_end)
+        runtime.copy(self._slot, [PROBE])
+        if ends != self._ends:
+            runtime.restart(self._slot)
+        try:
+            (done,) = runtime.run([Job(self._slot, self._pending, draw=draw)])
+            if done.stopped is Stop.FAULT:
+                raise NothingToDrawError("no token may be drawn: every one is forbidden, or the logits are not numbers")
+        except ValueError:
+            runtime.copy(PROBE, [self._slot])
+            raise
+        self._pending = done.drawn[-1:]
+        self._ends = None if done.stopped is Stop.ACCEPT else ends
         return done.drawn
 
     def logits(self) -> NDArray[np.float32]:
@@ -106,9 +127,9 @@ class Stream:
 
     def close(self) -> None:
         """Give the place back."""
-        if self._slot != PROBE:
-            self._model.free.append(self._slot)
-            self._slot = PROBE
+        if self._place != PROBE:
+            self._model.free.append(self._place)
+            self._place = PROBE
 
     def _restore(self, state: bytes) -> None:
         try:

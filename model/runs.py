@@ -75,7 +75,7 @@ def _images(recipe: Recipe) -> tuple[PixelCodec, Material]:
     if not held_out.names:
         raise ValueError(f"{recipe.corpus} has {len(pictures.names)} pictures: too few to set 5 % aside")
     validation = examples(held_out.images, prompts(held_out, codec))
-    return codec, Material(source, validation, hashlib.sha256(pictures.images.tobytes()).hexdigest())
+    return codec, Material(source, validation, pictures.sha256)
 
 
 def make_trainer(
@@ -150,8 +150,10 @@ def draw_samples(trainer: Trainer, codec: PixelCodec) -> None:
     weights.save(trainer.result, codec, latest, {"steps": trainer.steps_done})
     labels = codec.labels or [""]
     wanted = [codec.prompt(label) for _ in range(SAMPLE_ROWS) for label in labels]
+    threads = torch.get_num_threads()
     runtime = open_runtime(Checkpoint(latest), len(wanted), threads=1)
     sheet = pixels.sheet(draw_together(runtime, codec, wanted), columns=len(labels), scale=3)
+    torch.set_num_threads(threads)  # a runtime of torch has set its own; another number rounds sums otherwise
     (trainer.folder / f"samples-{trainer.steps_done}.png").write_bytes(pixels.to_png(sheet))
 
 

@@ -65,6 +65,21 @@ def log_softmax(logits: NDArray[np.float32]) -> Floats:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
+def likeliest(logits: NDArray[np.float32], count: int) -> list[list[tuple[int, float]]]:
+    """Of each row of logits (n, V): the likeliest tokens with their log-probabilities; of equals the lowest id."""
+    known = log_softmax(logits)
+    left, rows = known.copy(), np.arange(len(known))
+    found = []
+    for _ in range(min(count, known.shape[-1])):  # few are asked for: a sort would take longer
+        found.append(left.argmax(-1))
+        left[rows, found[-1]] = -np.inf
+    if not found:
+        return [[] for _ in rows]
+    order = np.stack(found, -1)
+    values = np.take_along_axis(known, order, -1)
+    return [list(zip(ids, row, strict=True)) for ids, row in zip(order.tolist(), values.tolist(), strict=True)]
+
+
 def penalised(
     logits: NDArray[np.float32] | Floats, params: SamplingParams, counts: NDArray[np.int32], seen: NDArray[np.bool_]
 ) -> Floats:

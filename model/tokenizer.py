@@ -30,6 +30,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int]) -> str: ...
 
+    def __hash__(self) -> int: ...
+
 
 def utf8(text: str) -> bytes:
     """UTF-8 of a text. ValueError, naming the place, where it holds an unpaired surrogate."""
@@ -160,6 +162,11 @@ class IncrementalDecoder:
     def feed(self, ids: list[int]) -> str:
         """The text that these ids complete."""
         return self._decoder.decode(b"".join(self._token_bytes[token] for token in ids))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a character has begun and is not complete."""
+        return bool(self._decoder.getstate()[0])
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for an incomplete character, otherwise nothing."""

@@ -11,6 +11,7 @@ import torch
 
 from model import checkpoint
 from model.checkpoint import TOKENIZER, Checkpoint, CheckpointError, Codec, codec_facts
+from model.config import ModelConfig
 from model.network import Network
 
 
@@ -25,7 +26,7 @@ def stored(network: Network) -> dict[str, torch.Tensor]:
 def load(source: Checkpoint) -> Network:
     """The network in float32, for evaluation. CheckpointError where names or shapes of tensors do not fit."""
     try:
-        given = safetensors.torch.load_file(source.folder / checkpoint.WEIGHTS)
+        given = safetensors.torch.load(source.weights())
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{source.name}: {checkpoint.WEIGHTS} is no safetensors file: {error}") from error
     network = Network(source.config.model)
@@ -50,7 +51,7 @@ def neutral(network: Network) -> dict[str, torch.Tensor]:
 
 def scaled(source: Checkpoint, factor: float) -> bytes:
     """The stored weights of a model whose logits are ``factor`` times as large: the last norm is."""
-    given = safetensors.torch.load_file(source.folder / checkpoint.WEIGHTS)
+    given = safetensors.torch.load(source.weights())
     given.update({name: given[name].float() * factor for name in ("norm.weight", "norm.bias")})
     return safetensors.torch.save(given)
 
@@ -69,11 +70,21 @@ def mean(one: Checkpoint, other: Checkpoint, share: float) -> Network:
     first, network = load(one), load(other)
     ours, theirs = stored(first), stored(network)
     ours = {**neutral(network), **ours}
-    if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
+    if _shape(first, network) != _shape(network, network):
         raise ValueError(f"{one.name} and {other.name} have different shapes: there is nothing between them")
     between = {name: torch.lerp(ours[name], tensor, share) for name, tensor in theirs.items()}
     network.load_state_dict(between, strict=not network.config.tied_head)
     return network
+
+
+def _shape(network: Network, other: Network) -> ModelConfig:
+    """What the weights mean, but for what changes nothing in the first of two models."""
+    fixed: dict[str, Any] = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # of training alone
+    if not network.config.token_shift:
+        fixed["token_shift"] = other.config.token_shift
+    if not network.config.lookback:
+        fixed["lookback"] = other.config.lookback
+    return network.config.model_copy(update=fixed)
 
 
 def save(network: Network, codec: Codec, folder: Path, training: dict[str, Any]) -> None:

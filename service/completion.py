@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from model.automaton import FORBIDDEN, Automaton, stops
-from model.runtime.base import Top
 from model.sampling import FORBIDDEN_BIAS, SamplingParams
-from model.tokenizer import Tokenizer
-from service import errors, sse
+from model.tokenizer import IncrementalDecoder, Tokenizer
+from service import answer, errors, sse
 from service.engine import Served
 from service.exchange import Exchange
 from service.request import Burst, Generation, Outcome
 from service.schema.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Head, choice, usage
-from service.schema.logprobs import Logprobs, token_names
+from service.schema.logprobs import Logprobs, vocabulary
 from service.settings import Settings
 from service.text import TextAssembler, encode
 
@@ -28,15 +27,16 @@ REASONS: dict[Outcome, Reason] = {Outcome.STOP: "stop", Outcome.LENGTH: "length"
 
 
 def make_generations(
-    body: CompletionRequest, model: Served, tokenizer: Tokenizer, settings: Settings
+    body: CompletionRequest, model: Served, tokenizer: Tokenizer, settings: Settings, key: str = ""
 ) -> list[Generation]:
-    """What the engine is to do: the samples of the first prompt, of the second, and so on.
+    """What the engine is to do for a key: the samples of the first prompt, of the second, and so on.
 
     ApiError for what this model or server cannot do.
     """
-    _check_choices(body, model, settings)
+    _check_choices(body, at_once(model, settings, key), settings)
     max_tokens = _max_tokens(body, settings)
     prompts = [_ids(prompt, model, tokenizer, settings) for prompt in body.prompt]
+    _check_logprobs(body, prompts, max_tokens, settings)
     automaton = _automaton(body, model, tokenizer)
     bias = body.logit_bias or {}
     for token in bias:
@@ -87,13 +87,13 @@ def _automaton(body: CompletionRequest, model: Served, tokenizer: Tokenizer) -> 
     return made
 
 
-def at_once(model: Served, settings: Settings) -> int:
+def at_once(model: Served, settings: Settings, key: str = "") -> int:
     """Generations of one request that are submitted together; those of a longer scoring follow as others end."""
-    return min(settings.max_choices, model.scheduler.capacity)
+    return min(settings.max_choices, model.scheduler.room(key))
 
 
-def _check_choices(body: CompletionRequest, model: Served, settings: Settings) -> None:
-    given, most = len(body.prompt) * body.samples, at_once(model, settings)
+def _check_choices(body: CompletionRequest, most: int, settings: Settings) -> None:
+    given = len(body.prompt) * body.samples
     if body.max_tokens == 0:
         most = max(most, settings.max_scored_prompts)
     if given > most:
@@ -101,6 +101,16 @@ def _check_choices(body: CompletionRequest, model: Served, settings: Settings) -
             f"{len(body.prompt)} prompts x {body.samples} samples are {given} choices, at most {most} are taken",
             "prompt" if len(body.prompt) > 1 else "best_of" if body.best_of else "n",
         )
+
+
+def _check_logprobs(body: CompletionRequest, prompts: list[list[int]], max_tokens: int, settings: Settings) -> None:
+    """What a whole answer holds in memory has a bound."""
+    if body.logprobs is None or body.stream:
+        return
+    echoed = sum(map(len, prompts)) if body.echo else 0
+    if (most := (echoed + len(prompts) * max_tokens) * body.samples) > settings.max_logprobs:
+        limit = f"without stream: true at most {settings.max_logprobs} are taken"
+        raise errors.invalid(f"logprobs: of up to {most} tokens; {limit}", "logprobs")
 
 
 def _max_tokens(body: CompletionRequest, settings: Settings) -> int:
@@ -148,17 +158,16 @@ class Choice:
         index: int,
         body: CompletionRequest,
         tokenizer: Tokenizer,
-        names: Sequence[str] | None,
         *,
         begins: bool,
     ) -> None:
         """``begins``: the echo has the begin symbol."""
         self.index, self._generation = index, generation
         self._text = TextAssembler(tokenizer.token_bytes, body.stops)
-        self._logprobs = None if names is None else Logprobs(names, tokenizer.token_bytes, body.logprobs or 0)
+        self._logprobs = None if body.logprobs is None else Logprobs(vocabulary(tokenizer), body.logprobs)
         self._echo: list[int] | None = generation.prompt[0 if begins else 1 :] if body.echo else None
-        self._echoed: list[tuple[float, Top]] = []
-        self._decode = tokenizer.decode
+        self._num_scored = 0  # of the prompt's targets
+        self._decoder = IncrementalDecoder(tokenizer.token_bytes)  # of the echo
         self.num_tokens, self._sum = 0, 0.0
 
     @property
@@ -185,25 +194,35 @@ class Choice:
         return choice(self.index, text, logprobs, reason, self._generation.params.seed)
 
     def _echo_of(self, burst: Burst) -> str:
-        """The prompt, once: where log-probabilities are asked for, when all of its own are there."""
+        """The prompt, once; where log-probabilities are asked for, as they come."""
         if self._echo is None:
             return ""
         ids = self._echo
         if self._generation.targets is not None and self._logprobs is not None:
-            top = burst.target_top or [[]] * len(burst.target_logprobs)
-            self._echoed += zip(burst.target_logprobs, top, strict=True)
-            if len(self._echoed) < len(self._generation.prompt):
-                return ""
-            # what stands first has no probability in OpenAI's shape, though the model gives it one after begin
-            known = self._echoed[:-1]  # the last is of no token of the text
-            scores = known[len(known) + 1 - len(ids) :]
-            for token, (logprob, likeliest) in zip(ids, [(None, []), *scores], strict=False):
-                self._logprobs.add(token, logprob, likeliest)
+            first, self._num_scored = self._num_scored, self._num_scored + len(burst.target_logprobs)
+            text = self._scored(self._logprobs, burst, first)
+            if self._num_scored < len(self._generation.prompt):
+                return text
             self._logprobs.end_echo()
-        elif not (burst.tokens or burst.outcome):
+        elif burst.tokens or burst.outcome:
+            text = self._decoder.feed(ids)
+        else:
             return ""
-        self._echo, self._echoed = None, []
-        return self._decode(ids)
+        self._echo = None
+        return text + self._decoder.finish()
+
+    def _scored(self, logprobs: Logprobs, burst: Burst, first: int) -> str:
+        """The part of an echo whose targets a burst brings; ``first`` is the number of its first target."""
+        ids = self._echo or []
+        # what stands first has no probability in OpenAI's shape, though the model gives it one after begin
+        if not first and ids:
+            logprobs.add(ids[0], None, [])
+        top = burst.target_top or [[]] * len(burst.target_logprobs)
+        offset = first + 1 + len(ids) - len(self._generation.prompt)  # of the first target in the echo
+        for place, (logprob, likeliest) in enumerate(zip(burst.target_logprobs, top, strict=True), offset):
+            if 0 < place < len(ids):  # the last target is of no token of the text
+                logprobs.add(ids[place], logprob, likeliest)
+        return self._decoder.feed(ids[offset if first else 0 : offset + len(top)])
 
 
 class Completion:
@@ -211,14 +230,12 @@ class Completion:
 
     def __init__(self, exchange: Exchange, model: Served, tokenizer: Tokenizer, body: CompletionRequest) -> None:
         self._exchange, self._body = exchange, body
-        names = token_names(tokenizer) if body.logprobs is not None else None
         self._choices = {
             generation: Choice(
                 generation,
                 self._index(i),
                 body,
                 tokenizer,
-                names,
                 begins=_begins(body.prompt[i // body.samples], tokenizer),
             )
             for i, generation in enumerate(exchange.generations)
@@ -258,30 +275,17 @@ class Completion:
 
     async def whole(self) -> Response:
         """One answer."""
-        parts: dict[Generation, list[dict[str, Any]]] = {generation: [] for generation in self._choices}
+        made = {generation: answer.GatheredChoice() for generation in self._choices}
         async for generation, burst in self._exchange.bursts():
             part = self._choices[generation].add(burst)
             if part is not None:
-                parts[generation].append(part)
-        made = [(self._choices[generation].mean_logprob, _joined(given)) for generation, given in parts.items()]
+                made[generation].add(part)
         samples, wanted = self._body.samples, self._body.num_choices
-        chosen: list[dict[str, Any]] = []
-        for first in range(0, len(made), samples):
-            of_prompt = made[first : first + samples]
+        generations = self._exchange.generations
+        chosen: list[Generation] = []
+        for first in range(0, len(generations), samples):
+            of_prompt = generations[first : first + samples]
             if wanted < samples:
-                of_prompt = sorted(of_prompt, key=lambda each: -each[0])[:wanted]
-            chosen += [{**part, "index": len(chosen) + i} for i, (_, part) in enumerate(of_prompt)]
-        return JSONResponse({**self._head, "choices": chosen, "usage": self._usage()})
-
-
-def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The parts of a choice as one."""
-    last = parts[-1]
-    lists = [part["logprobs"] for part in parts if part["logprobs"] is not None]
-    logprobs = None
-    if lists:
-        logprobs = {
-            name: None if first is None else [value for each in lists for value in each[name]]
-            for name, first in lists[0].items()
-        }
-    return {**last, "text": "".join(part["text"] for part in parts), "logprobs": logprobs}
+                of_prompt = sorted(of_prompt, key=lambda each: -self._choices[each].mean_logprob)[:wanted]
+            chosen += of_prompt
+        return answer.whole(self._head, [made[generation] for generation in chosen], self._usage())

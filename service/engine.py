@@ -13,14 +13,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from model.automaton import Automaton
 from model.checkpoint import Codec
 from model.pixels import PixelCodec
 from model.runtime.base import Done, Job, Runtime, Stop, Top
-from model.sampling import log_softmax
+from model.sampling import likeliest
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import MAX_PENDING, Burst, Generation, Outcome
@@ -80,7 +77,7 @@ class Engine:
                 self._metrics.rejections.labels(model, "key_queue_full").inc()
                 raise errors.key_queue_full(scheduler.max_queue_per_key, self._retry_after(scheduler)) from None
             except QueueFullError:
-                self._refuse(scheduler, model)
+                self._refuse(scheduler, model, len(generations))
         self._wake.set()
 
     def check_room(self, model: str) -> None:
@@ -88,11 +85,11 @@ class Engine:
         scheduler = self.served[model].scheduler
         if len(scheduler.waiting) >= scheduler.max_queue + len(scheduler.free):
             with scheduler.lock:
-                self._refuse(scheduler, model)
+                self._refuse(scheduler, model, 1)
 
-    def _refuse(self, scheduler: Scheduler, model: str) -> NoReturn:
+    def _refuse(self, scheduler: Scheduler, model: str, count: int) -> NoReturn:
         self._metrics.rejections.labels(model, "queue_full").inc()
-        raise errors.queue_full(scheduler.max_queue, self._retry_after(scheduler))
+        raise errors.queue_full(scheduler.max_queue, self._retry_after(scheduler), count)
 
     def retry_after(self, model: str) -> int:
         """Seconds until a slot of a model should be free, from the measured rate; 1 to 60."""
@@ -163,16 +160,15 @@ class Engine:
         """Schedule, run, deliver. Returns whether there was work."""
         now = time.perf_counter()
         with model.scheduler.lock:
-            ended = self._sweep(model, now)
+            self._sweep(model, now)
             work = model.scheduler.schedule(now)
         # apart, so that a first token does not wait for the others' bursts, and it is known what each costs
         for part in prompts_and_bursts(work):
-            self._deliver(model, part, self._run(model, part), ended)
-            ended = []
+            self._deliver(model, part, self._run(model, part))
         return bool(work)
 
-    def _sweep(self, model: Served, now: float) -> list[tuple[Generation, Burst]]:
-        """Remove who was cancelled, has used up its time, or is too late."""
+    def _sweep(self, model: Served, now: float) -> None:
+        """Remove who was cancelled, has used up its time, or is too late; they hear of it whatever breaks after."""
         ended = []
         for generation in [*model.scheduler.running, *model.scheduler.waiting]:
             outcome = None
@@ -185,15 +181,17 @@ class Engine:
             if outcome is not None:
                 model.scheduler.remove(generation)
                 ended.append((generation, Burst([], outcome)))
-        return ended
+        self._send(ended)
 
-    def _run(self, model: Served, work: list[tuple[Generation, Job]]) -> list[Done]:
+    def _run(self, model: Served, work: list[tuple[Generation, Job]]) -> list[tuple[Done, list[Top]]]:
+        """What each job gave, and the likeliest tokens beside its targets, where asked for; empty where it failed."""
         jobs = [job for _, job in work]
         if not jobs:
             return []
         self._step_began = began = time.perf_counter()
         try:
             results = model.runtime.run(jobs)
+            top = [_target_top(generation, done) for (generation, _), done in zip(work, results, strict=True)]
         except Exception:  # whatever a runtime raises, the others go on
             log.exception("model %s: a step failed", model.name)
             return []
@@ -203,35 +201,37 @@ class Engine:
         model.scheduler.observe(jobs, max(len(done.drawn) for done in results), seconds)
         self._metrics.step_seconds.labels(model.name).observe(seconds)
         self._metrics.batch_size.labels(model.name).observe(sum(map(num_streams, jobs)))
-        return results
+        return list(zip(results, top, strict=True))
 
     def _deliver(
-        self,
-        model: Served,
-        work: list[tuple[Generation, Job]],
-        results: list[Done],
-        ended: list[tuple[Generation, Burst]],
+        self, model: Served, work: list[tuple[Generation, Job]], results: list[tuple[Done, list[Top]]]
     ) -> None:
         now = time.perf_counter()
-        bursts = list(ended)
+        bursts: list[tuple[Generation, Burst]] = []
         with model.scheduler.lock:
-            for i, (generation, job) in enumerate(work):
-                if job.slot != generation.slot:  # what a guide reads is booked with the prompt that it goes with
-                    continue
-                burst = self._advance(generation, job, results[i], model, now) if results else Burst([], Outcome.ERROR)
-                if burst.outcome is not None:
-                    model.scheduler.remove(generation)
-                if burst.tokens or burst.target_logprobs or burst.outcome is not None:
-                    generation.num_delivered += 1
-                    bursts.append((generation, burst))
+            try:
+                for i, (generation, job) in enumerate(work):
+                    if job.slot != generation.slot:  # what a guide reads is booked with the prompt that it goes with
+                        continue
+                    burst = Burst([], Outcome.ERROR)
+                    if results:
+                        burst = self._advance(generation, job, *results[i], model, now)
+                    if burst.outcome is not None:
+                        model.scheduler.remove(generation)
+                    if burst.tokens or burst.target_logprobs or burst.outcome is not None:
+                        generation.num_delivered += 1
+                        bursts.append((generation, burst))
+            finally:  # who has ended hears of it, whatever breaks at another
+                self._send(bursts)
             self._gauge(model)
-        self._send(bursts)
 
     def _send(self, bursts: list[tuple[Generation, Burst]]) -> None:
         if bursts and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver_all, bursts)
 
-    def _advance(self, generation: Generation, job: Job, done: Done, model: Served, now: float) -> Burst:
+    def _advance(
+        self, generation: Generation, job: Job, done: Done, target_top: list[Top], model: Served, now: float
+    ) -> Burst:
         """Book what a job did."""
         if generation.num_computed < len(generation.prompt):
             generation.num_computed += len(job.tokens)
@@ -240,7 +240,6 @@ class Engine:
             self._observe(generation, len(done.drawn), now)
             generation.num_generated += len(done.drawn)
             generation.last_token = done.drawn[-1]
-        target_top = _likeliest(done.logits, generation.top) if done.target_logprobs and generation.top else []
         return Burst(
             done.drawn, self._outcome(generation, done), done.logprobs, done.top, done.target_logprobs, target_top
         )
@@ -281,13 +280,10 @@ class Engine:
         self._metrics.memory_bytes.labels(model.name, "state_active").set(in_use * model.runtime.state_bytes)
 
 
-def _likeliest(logits: NDArray[np.float32] | None, count: int) -> list[Top]:
-    """Of each row of logits (n, V): the likeliest tokens with their log-probabilities; of equals the lowest id."""
-    assert logits is not None
-    logprobs = log_softmax(logits)
-    order = np.argsort(-logprobs, -1, kind="stable")[:, :count]
-    values = np.take_along_axis(logprobs, order, -1)
-    return [list(zip(ids, row, strict=True)) for ids, row in zip(order.tolist(), values.tolist(), strict=True)]
+def _target_top(generation: Generation, done: Done) -> list[Top]:
+    if not done.target_logprobs or not generation.top or done.logits is None:
+        return []
+    return likeliest(done.logits, generation.top)
 
 
 def _deliver_all(bursts: list[tuple[Generation, Burst]]) -> None:

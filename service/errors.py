@@ -97,6 +97,17 @@ def method_not_allowed(headers: Mapping[str, str]) -> ApiError:
     return ApiError(405, "invalid_request_error", "method_not_allowed", message, headers=headers)
 
 
+def body_timeout(seconds: float) -> ApiError:
+    """408: the client stopped sending its body."""
+    message = f"nothing more of the body came for {seconds:g} s"
+    return ApiError(408, "invalid_request_error", "request_timeout", message, headers={"Connection": "close"})
+
+
+def client_left() -> ApiError:
+    """499: the client left before its body was complete. Nobody reads this; it is how the request is counted."""
+    return ApiError(499, "invalid_request_error", "client_left", "the client left before the body was complete")
+
+
 def too_large(limit: int) -> ApiError:
     """413: the body is over the limit."""
     message = f"the body is larger than {limit} bytes"
@@ -110,11 +121,12 @@ def _unavailable(error_type: str, code: str, message: str, seconds: int, *, clos
     return ApiError(503, error_type, code, message, headers=headers)
 
 
-def queue_full(limit: int, seconds: int) -> ApiError:
-    """503: no slot and no place to wait."""
-    return _unavailable(
-        "overloaded_error", "queue_full", f"all {limit} places in the queue are taken", seconds, close=False
-    )
+def queue_full(limit: int, seconds: int, count: int = 1) -> ApiError:
+    """503: no slot and no place to wait, or too few of them for so many choices."""
+    message = f"all {limit} places in the queue are taken"
+    if count > 1:
+        message = f"the queue, of {limit} places, has no room for {count} choices now"
+    return _unavailable("overloaded_error", "queue_full", message, seconds, close=False)
 
 
 def shutting_down() -> ApiError:

@@ -43,6 +43,7 @@ class Exchange:
         for generation in generations:
             generation.channel = self._channel
             generation.key = getattr(request.state, "key", "")
+            generation.arrived = request.state.began  # what its body took to come and to be read is part of its time
             generation.deadline = generation.arrived + deadline if deadline else None
         self._later = deque(generations[at_once:]) if at_once else deque[Generation]()
         self._engine.submit(*generations[:at_once])

@@ -45,6 +45,7 @@ class Envelope:
         began = time.perf_counter()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id = secrets.token_hex(8)
+        state["began"] = began
         status: int | None = None
         complete = failed = False
 

@@ -65,6 +65,13 @@ class Scheduler:
         """Generations that can run and wait."""
         return self.max_queue + self.runtime.num_slots
 
+    def room(self, key: str) -> int:
+        """Generations of a key that can run and wait where there are no others."""
+        if not key or not self.max_queue_per_key:
+            return self.capacity
+        slots = self.runtime.num_slots
+        return min(self.capacity, self.max_queue_per_key + min(slots, self.max_per_key or slots))
+
     @property
     def busy(self) -> bool:
         """Whether there is work for a step; readers that lag make none."""
@@ -110,11 +117,11 @@ class Scheduler:
                 break
             if held is not None:
                 held[generation.key] += generation.num_slots
+            self.running.append(generation)  # first: who runs is told where something breaks
             generation.slot = self._take()
             if generation.guide is not None:
                 generation.guide_slot = self._take()
             generation.admitted = now
-            self.running.append(generation)
         self.waiting.extendleft(reversed(passed))
 
     def _holds_enough(self, held: int, generation: Generation) -> bool:
@@ -122,13 +129,12 @@ class Scheduler:
         return held > 0 and held + generation.num_slots > self.max_per_key
 
     def _take(self) -> int:
-        slot = heapq.heappop(self.free)
-        self.runtime.reset(slot)
-        return slot
+        self.runtime.reset(self.free[0])
+        return heapq.heappop(self.free)
 
     def remove(self, generation: Generation) -> None:
         """Take a generation out, wherever it is; its slots are free."""
-        if generation.slot is not None:
+        if generation in self.running:
             self.running.remove(generation)
             for slot in (generation.slot, generation.guide_slot):
                 if slot is not None:

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     max_tokens: Positive = Field(1_000_000, description="largest `max_tokens` of a request")
     max_stream_tokens: Positive = Field(2_000_000, description="tokens after which an unlimited stream ends")
     max_stream_seconds: Seconds = Field(3600, description="seconds after which an unlimited stream ends")
+    max_logprobs: Positive = Field(
+        1_000_000,
+        description="tokens of a whole answer with `logprobs`, of all choices together; of a stream: any number",
+    )
     max_prompt_tokens: Positive = Field(1_000_000, description="longest prompt, in tokens")
     max_body_bytes: Positive = Field(8 << 20, description="largest request body, in bytes")
     max_upload_bytes: Positive = Field(1 << 20, description="largest form with an image, in bytes")
@@ -59,7 +63,10 @@ class Settings(BaseSettings):
         0.05, description="length of a decode burst under steady load; twice that with 64 streams"
     )
     heartbeat_seconds: Seconds = Field(10, description="silence after which a stream gets a heartbeat")
-    stalled_reader_seconds: Seconds = Field(60, description="a reader that accepts nothing for so long is cut off")
+    stalled_reader_seconds: Seconds = Field(
+        60,
+        description="a client that accepts nothing of a stream, or sends nothing of its body, for so long is cut off",
+    )
     drain_seconds: Seconds = Field(30, description="time that running streams have to finish after SIGTERM")
     keep_alive_seconds: Positive = Field(75, description="idle time of a kept connection")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -127,6 +127,10 @@ class FakeRuntime:
         self.resets.append(slot)
         self._positions[slot] = self._automata[slot] = 0
 
+    def restart(self, slot: int) -> None:
+        """Back to the automaton's first state."""
+        self._automata[slot] = 0
+
     def copy(self, source: int, targets: Sequence[int]) -> None:
         """Copy a slot into others."""
         for target in targets:

@@ -226,6 +226,9 @@ def test_average(tmp_path: Path) -> None:
     refuse(aft("average", "a", "b", "--name", "a", *where), "would replace what is averaged")
     checkpoints_for_tests.plain_bytes(tmp_path / "d", dim=48)
     refuse(aft("average", "a", "d", "--name", "e", *where), "different shapes")
+    for name, changes in (("g", {"activation": "gelu"}), ("h", {"token_shift": True, "lookback": (2, 5)})):
+        checkpoints_for_tests.plain_bytes(tmp_path / name, 1, **changes)  # tensors of the same shapes
+        refuse(aft("average", "b" if name == "h" else "a", name, "--name", "e", *where), "different shapes")
     checkpoints_for_tests.characters(tmp_path / "f")
     refuse(aft("average", "a", "f", "--name", "e", *where), "mean different things")
     refuse(aft("average", "a", "absent", "--name", "e", *where), "absent")

@@ -378,6 +378,10 @@ def test_refused_scores(server: Process) -> None:
     assert_error(score(server, picture, prompt="mauve"), 400, INVALID, "invalid_value", "prompt", "blue, red")
     assert_error(score(server, picture, style="oil"), 400, INVALID, "invalid_value", "style", "plain")
     assert_error(score(server, picture, per_pixel="maybe"), 400, INVALID, "invalid_value", "per_pixel")
+    for name, words in (("mask", "unknown file"), ("second", "unknown file")):
+        files = {"image": picture, name: picture}
+        answer = server.http.post("/v1/images/score", data={"model": "pics"}, files=files)
+        assert_error(answer, 400, INVALID, "invalid_value", name, words)
     assert_error(score(server, picture, model="huge"), 404, INVALID, "model_not_found", "model")
 
 
@@ -497,16 +501,25 @@ def test_a_score_of_several_chunks(fake: tuple[Client, FakeRuntime]) -> None:
 
 
 def test_images_are_admitted_together_or_not_at_all(fake: tuple[Client, FakeRuntime]) -> None:
-    """Two slots and one place: three images are drawn, four are a 503 and leave nothing behind."""
-    client, _ = fake
-    for changes in ({"n": 4}, {"n": 10}):
-        assert_error(generate(client, model="fake0", **changes), 503, "overloaded_error", "queue_full")
+    """Two slots and one place: three images are drawn, four never can be; what does not fit leaves nothing behind."""
+    client, runtime = fake
+    for n in (4, 10):
+        assert_error(generate(client, model="fake0", n=n), 400, INVALID, "invalid_value", "n", "at most 3")
         assert client.free("fake0")
+    runtime.gate.clear()
+    body = {"model": "fake0", "prompt": "", "stream": True}
+    with client.http.stream("POST", "/v1/images/generations", json=body):
+        assert runtime.blocked.wait(timeout=30)
+        for _ in range(2):
+            refused = generate(client, model="fake0", n=3)
+            assert_error(refused, 503, "overloaded_error", "queue_full", None, "no room for 3 choices")
+        runtime.gate.set()
+    wait_until(lambda: client.free("fake0"))
     found = images(generate(client, model="fake0", n=3))
     for sample, image in enumerate(found):
         assert image.tobytes() == expected("", 7 + sample, 768).encode()
     assert client.metric("aft_admission_rejections_total", reason="queue_full") == 2
-    assert client.metric("aft_requests_total", endpoint="images_generations", outcome="rejected") == 2
+    assert client.metric("aft_requests_total", endpoint="images_generations", outcome="rejected") == 4
 
 
 def test_partial_images_come_before_the_image_is_complete(fake: tuple[Client, FakeRuntime]) -> None:

@@ -21,7 +21,7 @@ from model.runtime.choice import open_runtime
 from model.tokenizer import Bytes
 from service.loading import load_models
 from service.scheduler import PREFILL_CHUNK
-from service.schema.logprobs import Logprobs, token_names
+from service.schema.logprobs import Logprobs, token_names, vocabulary
 
 pytest.importorskip("model.runtime.native._kernel", reason="equality to the bit needs the native kernel")
 
@@ -210,6 +210,30 @@ def test_begin_before_ids_gives_the_first_its_number(real: Client, checkpoints: 
     assert nothing["logprobs"]["token_logprobs"] == [None]
     both = choices_of(real, {**body, "prompt": [[begin, *ids[:9]], ids[:9]]})
     assert [len(choice["logprobs"]["tokens"]) for choice in both] == [10, 9]
+
+
+def test_a_whole_answer_has_a_bound() -> None:
+    """Of tokens with log-probabilities, of all choices together; a stream may have any number."""
+    with serve_app(fake_loader(FakeRuntime(4)), max_logprobs=100) as client:
+        body = {**FAKE, "prompt": "ab", "max_tokens": 25, "logprobs": 0, "n": 4}
+        assert client.post(body).status_code == 200
+        for changes in ({"max_tokens": 26}, {"echo": True}, {"best_of": 5}, {"prompt": ["ab", "c"]}):
+            refused = client.post({**body, **changes})
+            assert_error(refused, 400, "invalid_request_error", "invalid_value", "logprobs", "at most 100", "stream")
+        assert len(joined(client.stream({**body, "max_tokens": 90}))) == 4
+        assert client.post({**body, "max_tokens": 90, "logprobs": None}).status_code == 200
+
+
+def test_a_scored_echo_comes_in_parts() -> None:
+    """As it is computed, each part with its text: a long prompt holds nobody up."""
+    with serve_app(fake_loader(FakeRuntime(1))) as client:
+        body = {**FAKE, "prompt": "ab☃" * PREFILL_CHUNK, "max_tokens": 0, "echo": True, "logprobs": 1}
+        chunks = [chunk["choices"][0] for chunk in client.stream(body)]
+        assert len(chunks) > 2
+        for chunk in chunks:
+            assert len(chunk["logprobs"]["tokens"]) <= PREFILL_CHUNK + 1
+        assert "".join(chunk["text"] for chunk in chunks) == body["prompt"]
+        assert joined(client.stream(body)) == client.post(body).json()["choices"]
 
 
 def test_the_likeliest_of_an_echo(real: Client, checkpoints: Path) -> None:
@@ -468,7 +492,7 @@ def test_offsets_of_any_bytes(raw: list[int]) -> None:
     """Where in the text a token's character stands, whatever is broken before it."""
     # of a surrogate Python's decoder holds two bytes back as one incomplete character
     assume(not any(a == 0xED and 0xA0 <= b < 0xC0 for a, b in pairwise(raw)))
-    logprobs = Logprobs(token_names(TOKENIZER), TOKENIZER.token_bytes, 0)
+    logprobs = Logprobs(vocabulary(TOKENIZER), 0)
     for token in raw:
         logprobs.add(token, -1.0, [])
     assert logprobs.offsets == offsets_by_hand(bytes(raw))

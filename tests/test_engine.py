@@ -252,6 +252,44 @@ def test_the_likeliest_beside_targets_and_draws() -> None:
     run(test())
 
 
+def test_who_has_ended_hears_of_it_whatever_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault at one generation's booking takes no other's last event, nor that of one that was too late."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(3)) as made:
+            booked = Engine._outcome
+
+            def breaks(engine: Engine, generation: Generation, done: Any) -> Outcome | None:
+                if generation.params.seed == 2:
+                    raise MemoryError
+                return booked(engine, generation, done)
+
+            monkeypatch.setattr(Engine, "_outcome", breaks)
+            first, late, second = made.make(max_tokens=1, seed=1), made.make(seed=3), made.make(seed=2)
+            late.deadline = time.perf_counter() - 1
+            made.engine.submit(first, late, second)
+            ends = [await asyncio.wait_for(collect(each), 30) for each in (first, late, second)]
+            assert [end for _, end in ends] == [Outcome.LENGTH, Outcome.TIMEOUT, Outcome.ERROR]
+            await idle(made, 3)
+
+    run(test())
+
+
+def test_a_slot_that_cannot_be_reset_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its generation fails, the next one has it."""
+
+    async def test() -> None:
+        async with rig(FakeRuntime(1)) as made:
+            with monkeypatch.context() as broken:
+                broken.setattr(made.runtime, "reset", None)
+                failed = made.submit("ab", 5)
+                assert (await asyncio.wait_for(collect(failed), 30))[1] is Outcome.ERROR
+            assert await collect(made.submit("ab", 5)) == (expected("ab", 0, 5), Outcome.LENGTH)
+            await idle(made, 1)
+
+    run(test())
+
+
 def test_a_score_whose_reader_lags_pauses() -> None:
     """It keeps at most MAX_PENDING chunks in its channel, and loses none."""
 

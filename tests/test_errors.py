@@ -58,6 +58,7 @@ def test_messages_name_what_matters() -> None:
     """The limit, the known models, the methods."""
     assert "7" in errors.too_large(7).message
     assert "3" in errors.queue_full(3, 9).message
+    assert "no room for 7 choices" in errors.queue_full(3, 9, 7).message
     assert "POST" in errors.method_not_allowed({"allow": "POST"}).message
     assert errors.model_not_found("x", ["a", "b"]).message == "model 'x' is not served here; served: a, b"
     assert errors.model_not_found("x", []).message.endswith("none")

@@ -134,6 +134,41 @@ def test_gender_signs_are_stripped() -> None:
     assert drawn.group_of("1F46F-200D-2640-FE0F") == drawn.group_of("1F46F") == "1F46F"
 
 
+def test_what_was_seen_is_not_held_out() -> None:
+    """A held-out picture that is equal to one of training, or to its mirror image, is no test of anything."""
+    draw = np.random.default_rng(0)
+    one, two, new = draw.integers(0, 256, (3, 4, 4, 3), np.uint8)
+    pictures = np.stack([one, two, one, two[:, ::-1], new, new, one])
+    part = np.array([0, 0, 1, 2, 1, 2, 0])
+    assert images.seen(pictures, part).tolist() == [False, False, True, True, False, False, False]
+
+
+def test_pictures_of_a_direction_are_not_mirrored() -> None:
+    """Flags, symbols, and what is called by a side or an hour; the rest is."""
+    named = ["grinning face", "two o clock", "left facing fist", "waxing gibbous moon", "copyright", "bright star"]
+    labels = np.array([0, 0, 0, 0, 1, 0])
+    pictures = np.zeros((6, 2, 2, 3), np.uint8)
+    given = images.ImageSet(
+        pictures, labels, labels * 0, labels * 0, named, [[name, "x"] for name in named], ["Faces", "Symbols"], []
+    )
+    assert given.flips.tolist() == [True, False, False, False, False, True]
+
+
+def test_another_set_has_another_hash() -> None:
+    """Whatever of it is other: a run would go on with something else."""
+    draw = np.random.default_rng(0)
+    parts = {
+        "images": draw.integers(0, 256, (2, 4, 4, 3), np.uint8), "label": np.array([0, 1]), "style": np.array([0, 0]),
+        "part": np.array([0, 1]), "names": ["a", "b"], "aliases": [["a"], ["b"]], "labels": ["x", "y"], "styles": ["s"],
+    }  # fmt: skip
+    changes: dict[str, object] = {
+        "images": parts["images"] ^ 1, "label": np.array([1, 1]), "style": np.array([0, 1]), "part": np.array([0, 2]),
+        "aliases": [["a"], ["left"]], "labels": ["x", "Flags"], "styles": ["t"],
+    }  # fmt: skip
+    hashes = {images.ImageSet(**{**parts, name: value}).sha256 for name, value in changes.items()}
+    assert len(hashes | {images.ImageSet(**parts).sha256}) == len(changes) + 1
+
+
 def test_sides_are_90_5_5() -> None:
     """Over many groups, by hash: false alarm below 1e-6 (six standard deviations)."""
     counts = np.bincount([images.side(f"group {i}") for i in range(20_000)], minlength=3)
@@ -159,6 +194,12 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         images.load(str(tmp_path), 4)
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"a\.png is no picture"):
+        images.load(str(tmp_path), 4)
+    (tmp_path / "a.png").rename(tmp_path / "b.txt")
+    for name in ("red/a.png", "loose.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png((255, 0, 0, 255)))
+    with pytest.raises(DataError, match=r"labels, and loose\.png beside"):
         images.load(str(tmp_path), 4)
     with pytest.raises(DataError, match="neither a folder nor a known image set"):
         images.load("nowhere", 4)

@@ -15,7 +15,7 @@ import model
 from model.checkpoint import CheckpointError
 from model.runtime.base import Job, StateError
 from model.runtime.choice import open_runtime
-from model.sampling import SamplingParams, log_softmax
+from model.sampling import NothingToDrawError, SamplingParams, log_softmax
 
 ROOT = Path(__file__).parents[1]
 GREEDY = SamplingParams(temperature=0)
@@ -75,6 +75,49 @@ def test_a_stream_forks_and_moves(loaded: model.Text, stream: model.Stream) -> N
     assert len(written) == 5
     later.close()
     whole.close()
+
+
+def test_draws_after_the_end_and_with_other_stops(loaded: model.Text, stream: model.Stream) -> None:
+    """A stop that was met, or begun, is none of the next call's business, unless that has the same ones."""
+    others = {token: -100.0 for token, raw in enumerate(loaded.tokenizer.token_bytes) if not raw.isalpha()}
+    letters = SamplingParams(temperature=0, logit_bias=others)
+    whole = stream.fork()
+    text = loaded.tokenizer.decode(whole.write(30, params=letters))
+    whole.close()
+    assert len(text) == 30
+    stop = text[:3]
+
+    def written(*calls: tuple[int, list[str]]) -> str:
+        """What the last of some calls to a fork gives."""
+        fork = stream.fork()
+        drawn = [fork.write(count, params=letters, stop=stops) for count, stops in calls]
+        fork.close()
+        return loaded.tokenizer.decode(drawn[-1])
+
+    assert written((20, [stop])) == stop
+    assert written((20, [stop]), (9, [])) == text[3:12]
+    assert written((20, [stop]), (9, [stop])) == text[3:12]  # unless it says the same again
+    assert written((2, [stop]), (9, [])) == text[2:11]  # the stop has begun
+    assert written((2, [stop]), (9, ["never" * 9])) == text[2:11]
+    assert written((2, [stop]), (9, [stop])) == text[2]
+
+
+def test_where_nothing_may_be_drawn(loaded: model.Text, stream: model.Stream) -> None:
+    """An error, and the stream is as it was."""
+    before = stream.export()
+    nothing = SamplingParams(logit_bias=dict.fromkeys(range(loaded.runtime.vocab_size), -100.0))
+    with pytest.raises(NothingToDrawError):
+        stream.write(5, params=nothing)
+    assert stream.export() == before
+
+
+def test_a_closed_stream(loaded: model.Text) -> None:
+    """Says so, whatever it is asked."""
+    closed = loaded.stream()
+    closed.close()
+    for use in (closed.export, closed.fork, closed.logits, lambda: closed.write(1), lambda: closed.logprobs("a")):
+        with pytest.raises(RuntimeError, match="the stream is closed"):
+            use()
 
 
 def test_places(loaded: model.Text) -> None:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from service.errors import ApiError
 from service.schema.completions import CompletionRequest, StreamOptions
-from service.schema.parse import parse, read_body
+from service.schema.parse import MAX_FIELDS, parse, read_body
 
 GOOD: dict[str, Any] = {"model": "m", "prompt": "p"}
 
@@ -359,7 +359,7 @@ JSON = {"content-type": "application/json"}
 def test_content_types(media: str) -> None:
     """JSON with any parameters, in any case."""
     request, _ = request_of([b"{", b"}"], {"content-type": media})
-    assert asyncio.run(read_body(request, 10)) == b"{}"
+    assert asyncio.run(read_body(request, 10, 5)) == b"{}"
 
 
 @pytest.mark.parametrize("media", ["", "text/plain", "application/jsonx", "multipart/form-data", "é" * 100])
@@ -367,7 +367,7 @@ def test_other_content_types(media: str) -> None:
     """400 before anything is read."""
     request, read = request_of([b"{}"], {"content-type": media} if media else {})
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10))
+        asyncio.run(read_body(request, 10, 5))
     assert (caught.value.status, caught.value.code) == (400, "invalid_value")
     assert "application/json" in caught.value.message
     assert read == [0]
@@ -380,10 +380,10 @@ def test_content_encodings(encoding: str, status: int | None) -> None:
     """None but identity."""
     request, _ = request_of([b"{}"], {**JSON, "content-encoding": encoding})
     if status is None:
-        assert asyncio.run(read_body(request, 10)) == b"{}"
+        assert asyncio.run(read_body(request, 10, 5)) == b"{}"
         return
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10))
+        asyncio.run(read_body(request, 10, 5))
     assert (caught.value.status, caught.value.type) == (status, "invalid_request_error")
 
 
@@ -391,7 +391,7 @@ def test_a_body_that_says_it_is_too_large() -> None:
     """413 by its header, before anything is read."""
     request, read = request_of([b"x" * 11], {**JSON, "content-length": "11"})
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10))
+        asyncio.run(read_body(request, 10, 5))
     assert (caught.value.status, caught.value.code) == (413, "request_too_large")
     assert "10" in caught.value.message
     assert read == [0]
@@ -401,11 +401,11 @@ def test_a_body_that_becomes_too_large() -> None:
     """413 as soon as the limit is passed; exactly the limit is taken."""
     request, read = request_of([b"x" * 6] * 10, JSON)
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10))
+        asyncio.run(read_body(request, 10, 5))
     assert caught.value.status == 413
     assert read == [2]
     request, _ = request_of([b"x" * 5] * 2, {**JSON, "content-length": "10"})
-    assert asyncio.run(read_body(request, 10)) == b"x" * 10
+    assert asyncio.run(read_body(request, 10, 5)) == b"x" * 10
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "", "²", "9" * 5000])
@@ -413,12 +413,41 @@ def test_lengths_that_are_none(length: str) -> None:
     """A header that is no sensible number is an ApiError or is not believed."""
     request, _ = request_of([b"{}"], {**JSON, "content-length": length})
     with contextlib.suppress(ApiError):
-        assert asyncio.run(read_body(request, 10)) == b"{}"
+        assert asyncio.run(read_body(request, 10, 5)) == b"{}"
 
 
 def test_a_client_that_leaves_in_its_body() -> None:
     """An ApiError that nobody will read, and no fault."""
     request, _ = request_of([b"{"], JSON, {"type": "http.disconnect"})
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10))
-    assert caught.value.status == 400
+        asyncio.run(read_body(request, 10, 5))
+    assert caught.value.status == 499  # how it is counted: as a client that left
+
+
+def test_a_client_that_stops_in_its_body() -> None:
+    """408 after a while, whatever was sent before."""
+
+    async def receive() -> dict[str, Any]:
+        if sent:
+            await asyncio.Event().wait()
+        sent.append(True)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    sent: list[bool] = []
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    request = Request(scope, receive)  # type: ignore[arg-type]
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(read_body(request, 10, 0.05))
+    assert (caught.value.status, caught.value.code) == (408, "request_timeout")
+    assert sent
+
+
+@pytest.mark.parametrize("place", ["{%s}", '{"model": "m", "prompt": "x", "stream_options": {%s}}'])
+def test_objects_of_many_fields(place: str) -> None:
+    """Refused before each becomes an error of its own; exactly so many are told which is unknown."""
+    for count, words in ((MAX_FIELDS, "unknown field"), (MAX_FIELDS + 1, f"at most {MAX_FIELDS}")):
+        body = place % ", ".join(f'"a{i}": 0' for i in range(count))
+        with pytest.raises(ApiError) as caught:
+            parse(body.encode(), CompletionRequest)
+        assert caught.value.status == 400
+        assert words in caught.value.message or (count == MAX_FIELDS and "Field required" in caught.value.message)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model import sampling
-from model.sampling import SamplingParams, draw, log_softmax, penalised, philox, truncate, uniform
+from model.sampling import SamplingParams, draw, likeliest, log_softmax, penalised, philox, truncate, uniform
 
 ANSWERS = [  # Random123's kat_vectors: counter, key, result
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -283,6 +283,16 @@ def test_forbidden_tokens_are_never_drawn(temperature: float) -> None:
     params = SamplingParams(temperature=temperature, logit_bias=bias)
     scores = penalised(np.float32([1e30, 500.0, -1e30, 3.0]), params, counts, seen)
     assert {draw(scores, params, position) for position in range(200)} == {2}
+
+
+@given(st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_the_likeliest_are_those_of_a_sort(count: int, seed: int) -> None:
+    """Of equals the lowest id; no more than there are."""
+    logits = np.random.default_rng(seed).integers(-2, 3, (4, 4)).astype(np.float32)
+    known = log_softmax(logits)
+    for row, top in zip(known, likeliest(logits, count), strict=True):
+        order = np.argsort(-row, kind="stable")[:count]
+        assert top == [(int(i), float(row[i])) for i in order]
 
 
 def test_truncation_keeps_the_likeliest_at_any_extreme() -> None:

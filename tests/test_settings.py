@@ -31,6 +31,7 @@ def test_defaults() -> None:
         "max_upload_bytes": 1024 * 1024, "burst_seconds": 0.05, "heartbeat_seconds": 10, "stalled_reader_seconds": 60,
         "drain_seconds": 30, "keep_alive_seconds": 75, "log_level": "info", "log_format": "console", "api_keys": [],
         "api_keys_file": None, "rate_limit": "", "max_choices_per_key": 0, "max_queue_per_key": 0,
+        "max_logprobs": 1_000_000,
         "allowed_hosts": [], "cors_origins": [],
         "max_choices": 128, "max_scored_prompts": 1024, "deadline_seconds": 0,
     }  # fmt: skip

@@ -116,6 +116,10 @@ class Runtime(Protocol):
         """Back to before the first position."""
         ...
 
+    def restart(self, slot: int) -> None:
+        """Back to the automaton's first state, for draws with another one; the stream stays where it is."""
+        ...
+
     def copy(self, source: int, targets: Sequence[int]) -> None:
         """Copy a slot, sampler included, into others."""
         ...

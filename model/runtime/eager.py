@@ -175,6 +175,10 @@ class EagerRuntime:
         self._recent[slot] = NOTHING
         self._samplers[slot] = SlotSampler.empty(self.vocab_size)
 
+    def restart(self, slot: int) -> None:
+        """The contract of ``Runtime.restart``."""
+        self._samplers[slot].automaton_state = 0
+
     def copy(self, source: int, targets: Sequence[int]) -> None:
         """Copy a slot, sampler included, into others."""
         state = self._read(source)

@@ -25,17 +25,19 @@ EXAMPLE = {"model": "shakespeare", "prompt": "KING HENRY. ", "max_tokens": 200, 
 async def completions(request: Request) -> Response:
     """Generate text, or score it."""
     service: Service = request.app.state.service
-    raw = await read_body(request, service.settings.max_body_bytes)
+    settings = service.settings
+    raw = await read_body(request, settings.max_body_bytes, settings.stalled_reader_seconds)
     # a large body, a long prompt or an automaton of stops takes more time than the loop has; a thread takes some, too
     small = len(raw) <= SMALL_BYTES
     body = parse(raw, CompletionRequest) if small else await asyncio.to_thread(parse, raw, CompletionRequest)
     model, tokenizer = service.text_model(body.model)
     service.ready().check_room(model.name)
+    key = getattr(request.state, "key", "")
     if small and not body.stop:
-        generations = make_generations(body, model, tokenizer, service.settings)
+        generations = make_generations(body, model, tokenizer, settings, key)
     else:
-        generations = await asyncio.to_thread(make_generations, body, model, tokenizer, service.settings)
-    exchange = Exchange(service, "completions", generations, request, at_once(model, service.settings))
+        generations = await asyncio.to_thread(make_generations, body, model, tokenizer, settings, key)
+    exchange = Exchange(service, "completions", generations, request, at_once(model, settings, key))
     answer = Completion(exchange, model, tokenizer, body)
     if body.stream:
         return exchange.stream(answer.events())

@@ -43,7 +43,8 @@ def _form(fields: dict[str, Any], **files: str) -> dict[str, Any]:
 async def generations(request: Request) -> Response:
     """Draw images."""
     service: Service = request.app.state.service
-    raw = await read_body(request, service.settings.max_body_bytes)
+    settings = service.settings
+    raw = await read_body(request, settings.max_body_bytes, settings.stalled_reader_seconds)
     body = await asyncio.to_thread(parse, raw, ImageRequest)
     model, codec = service.image_model(body.model)
     return await _draw(service, request, model, codec, body, [], "images_generations")
@@ -53,7 +54,8 @@ async def generations(request: Request) -> Response:
 async def edits(request: Request) -> Response:
     """Draw the rest of an image: what the mask leaves out must be all that comes after some pixel."""
     service: Service = request.app.state.service
-    form = await read_form(request, service.settings.max_upload_bytes)
+    settings = service.settings
+    form = await read_form(request, settings.max_upload_bytes, settings.stalled_reader_seconds)
     body = parse_strings(form.fields, ImageRequest)
     model, codec = service.image_model(body.model)
     known = await asyncio.to_thread(_known_values, form, codec)
@@ -64,10 +66,11 @@ async def edits(request: Request) -> Response:
 async def score(request: Request) -> Response:
     """Bits per dimension that the model needs for an image; for each sub-pixel and as a heat map where asked for."""
     service: Service = request.app.state.service
-    form = await read_form(request, service.settings.max_upload_bytes)
+    settings = service.settings
+    form = await read_form(request, settings.max_upload_bytes, settings.stalled_reader_seconds)
     body = parse_strings(form.fields, ScoreRequest)
     model, codec = service.image_model(body.model)
-    values = codec.encode(np.asarray(over_white(await asyncio.to_thread(_upload, form, "image", codec))))
+    values = codec.encode(np.asarray(over_white(await asyncio.to_thread(_upload, form, "image", codec, {"image"}))))
     prompt = _prompt(codec, body)
     generation = Generation(
         id=f"score-{secrets.token_hex(12)}",
@@ -118,9 +121,9 @@ def _guide(model: Served, codec: PixelCodec, body: ImageRequest, prompt: list[in
     return less
 
 
-def _upload(form: Form, name: str, codec: PixelCodec) -> Any:
-    """A file of the form as an image of the model's size. ApiError names what is wrong."""
-    if unknown := set(form.files) - {"image", "mask"}:
+def _upload(form: Form, name: str, codec: PixelCodec, taken: set[str]) -> Any:
+    """A file of the form, which has at most those ``taken``, as an image of the model's size; or an ApiError."""
+    if unknown := set(form.files) - taken:
         raise errors.invalid(f"unknown file {errors.clip(min(unknown))!r}", errors.clip(min(unknown)))
     if name not in form.files:
         raise errors.invalid(f"{name}: a file is needed", name)
@@ -132,9 +135,10 @@ def _upload(form: Form, name: str, codec: PixelCodec) -> Any:
 
 def _known_values(form: Form, codec: PixelCodec) -> list[int]:
     """The values before the first pixel that is to be drawn. ApiError where the mask is no end of the raster."""
-    image = _upload(form, "image", codec)
+    files = {"image", "mask"}
+    image = _upload(form, "image", codec, files)
     param = "mask" if "mask" in form.files else "image"
-    mask = _upload(form, "mask", codec) if param == "mask" else image
+    mask = _upload(form, "mask", codec, files) if param == "mask" else image
     missing = np.asarray(mask.convert("RGBA"))[..., 3].reshape(-1) == 0
     if not missing.any():
         raise errors.invalid(f"{param}: no pixel has alpha 0, so there is nothing to draw", param)
@@ -162,6 +166,9 @@ async def _draw(
     size = f"{codec.raster.width}x{codec.raster.height}"
     if body.size not in (None, "auto", size):
         raise errors.invalid(f"size: this model draws {size} (or auto), not {errors.clip(body.size or '')}", "size")
+    most = model.scheduler.room(getattr(request.state, "key", ""))
+    if (body.n or 1) > most:
+        raise errors.invalid(f"n: {body.n} images, at most {most} can be drawn and wait here", "n")
     seed = secrets.randbits(53) if body.seed is None else body.seed
     prompt, automaton = [*_prompt(codec, body), *known], values_only(codec)
     guide = _guide(model, codec, body, prompt)

@@ -95,7 +95,8 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Tokenize
 
 async def _body(request: Request, schema: type[Schema]) -> Schema:
     service: Service = request.app.state.service
-    raw = await read_body(request, service.settings.max_body_bytes)
+    settings = service.settings
+    raw = await read_body(request, settings.max_body_bytes, settings.stalled_reader_seconds)
     return await asyncio.to_thread(parse, raw, schema)
 
 

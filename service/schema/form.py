@@ -35,9 +35,9 @@ class _Parser(MultiPartParser):
         self.complete = True
 
 
-async def read_form(request: Request, limit: int) -> Form:
-    """A form of at most ``limit`` bytes. ApiError for another media type, too many bytes, or what is no form."""
-    body = await read_body(request, limit, "multipart/form-data")
+async def read_form(request: Request, limit: int, seconds: float) -> Form:
+    """A form of at most ``limit`` bytes. ApiError as ``read_body``, and for what is no form."""
+    body = await read_body(request, limit, seconds, "multipart/form-data")
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
         # the parser would take any codec of Python's, and some need a minute for a megabyte

@@ -4,10 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from model.runtime.base import Top
 from model.tokenizer import IncrementalDecoder, Tokenizer
+
+
+class Vocabulary(NamedTuple):
+    """What a choice's log-probabilities need of a tokenizer."""
+
+    names: Sequence[str]
+    token_bytes: Sequence[bytes]
+    lengths: Sequence[int]  # code points; -1 for what is no text by itself
+
+
+@lru_cache(maxsize=16)
+def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """Of a tokenizer; made once."""
+    return Vocabulary(
+        token_names(tokenizer), tokenizer.token_bytes, [_length(written) for written in tokenizer.token_bytes]
+    )
+
+
+def _length(written: bytes) -> int:
+    try:
+        return len(written.decode())
+    except UnicodeDecodeError:
+        return -1
 
 
 def token_names(tokenizer: Tokenizer) -> list[str]:
@@ -31,8 +55,7 @@ def _escaped(written: bytes) -> str:
 class Logprobs:
     """Of one choice, in the order of its text."""
 
-    names: Sequence[str]
-    token_bytes: Sequence[bytes]
+    vocabulary: Vocabulary
     num_top: int
     offset: int = 0  # code points of the returned text before the next token
     tokens: list[str] = field(default_factory=list)
@@ -42,15 +65,18 @@ class Logprobs:
     _decoder: IncrementalDecoder = field(init=False)
 
     def __post_init__(self) -> None:
-        self._decoder = IncrementalDecoder(list(self.token_bytes))
+        self._decoder = IncrementalDecoder(list(self.vocabulary.token_bytes))
 
     def add(self, token: int, logprob: float | None, likeliest: Top) -> None:
         """One token; ``None`` where the model gave it no probability: the first of an echo."""
-        text = self._decoder.feed([token])
-        # an incomplete character that this token does not go on is U+FFFD before it
-        own = len(IncrementalDecoder([self.token_bytes[token]]).feed([0]))
-        broken = max(len(text) - own, 0) if text.startswith("\ufffd") else 0
-        self.tokens.append(self.names[token])
+        names, length, broken = self.vocabulary.names, self.vocabulary.lengths[token], 0
+        if length < 0 or self._decoder.incomplete:
+            text = self._decoder.feed([token])
+            # an incomplete character that this token does not go on is U+FFFD before it
+            own = len(IncrementalDecoder([self.vocabulary.token_bytes[token]]).feed([0]))
+            length = len(text)
+            broken = max(length - own, 0) if text.startswith("\ufffd") else 0
+        self.tokens.append(names[token])
         self.values.append(logprob)
         self.offsets.append(self.offset + broken)
         if logprob is None:
@@ -58,10 +84,10 @@ class Logprobs:
         else:
             beside: dict[str, float] = {}
             for likely, value in likeliest:
-                beside.setdefault(self.names[likely], value)
+                beside.setdefault(names[likely], value)
             # the token itself stands there too, with the very number that it has
-            self.top.append({**beside, self.names[token]: logprob})
-        self.offset += len(text)
+            self.top.append({**beside, names[token]: logprob})
+        self.offset += length
 
     def end_echo(self) -> None:
         """What is incomplete at the end of a prompt is U+FFFD, whatever is drawn after it."""

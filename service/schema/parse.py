@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,13 +10,17 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import ApiError, clip, invalid, too_large
+from service.errors import ApiError, body_timeout, client_left, clip, invalid, too_large
 
 Schema = TypeVar("Schema", bound=BaseModel)
+MAX_FIELDS = 2048  # of an object: no schema has more, and each unknown one costs the validation a kilobyte
 
 
-async def read_body(request: Request, limit: int, media_type: str = "application/json") -> bytes:
-    """The body, checked before it is parsed. ApiError for another media type, an encoding, or too many bytes."""
+async def read_body(request: Request, limit: int, seconds: float, media_type: str = "application/json") -> bytes:
+    """The body, checked before it is parsed.
+
+    ApiError for another media type, an encoding, too many bytes, a client that sends nothing for so many ``seconds``.
+    """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != media_type:
         raise invalid(f"content-type must be {media_type}, it is {clip(media)!r}")
@@ -24,18 +29,25 @@ async def read_body(request: Request, limit: int, media_type: str = "application
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and (len(length) > 18 or int(length) > limit):
         raise too_large(limit)
-    body = bytearray()
+    body, parts = bytearray(), request.stream()
     try:
-        async for part in request.stream():
+        while True:
+            async with asyncio.timeout(seconds):
+                part = await anext(parts, None)
+            if part is None:
+                return bytes(body)
             body += part
             if len(body) > limit:
                 raise too_large(limit)
     except ClientDisconnect:
-        raise invalid("the client left before the body was complete") from None
-    return bytes(body)
+        raise client_left() from None
+    except TimeoutError:
+        raise body_timeout(seconds) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_FIELDS:
+        raise invalid(f"an object has {len(pairs)} fields, at most {MAX_FIELDS} are taken")
     fields = dict(pairs)
     if len(fields) < len(pairs):
         seen: set[str] = set()

@@ -91,6 +91,10 @@ class NativeRuntime:
         """Back to before the first position."""
         self._kernel.reset(self._checked(slot))
 
+    def restart(self, slot: int) -> None:
+        """The contract of ``Runtime.restart``."""
+        self._kernel.restart(self._checked(slot))
+
     def copy(self, source: int, targets: Sequence[int]) -> None:
         """Copy a slot, sampler included, into others."""
         for slot in (source, *targets):

@@ -19,7 +19,7 @@ TYPES = {"BF16": np.uint16, "F32": np.float32}
 def read(source: Checkpoint) -> dict[str, Array]:
     """Every tensor by name; bf16 as uint16. CheckpointError for a file that is none, or another type."""
     try:
-        stored = safetensors.deserialize((source.folder / checkpoint.WEIGHTS).read_bytes())
+        stored = safetensors.deserialize(source.weights())
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{source.name}: {checkpoint.WEIGHTS} is no safetensors file: {error}") from error
     arrays: dict[str, Array] = {}

@@ -171,6 +171,7 @@ NB_MODULE(_kernel, m) {
         .def("recent", &Kernel::recent, "slot"_a)
         .def("set_match", &Kernel::set_match, "window"_a, "shortest"_a, "most"_a, "masses"_a)
         .def("reset", [](Kernel& k, int slot) { k.runtime_.reset(slot); }, "slot"_a)
+        .def("restart", [](Kernel& k, int slot) { k.runtime_.sampler(slot).automaton_state = 0; }, "slot"_a)
         .def("copy", [](Kernel& k, int source, int target) { k.runtime_.copy(source, target); }, "source"_a,
              "target"_a)
         .def("position", [](const Kernel& k, int slot) { return k.runtime_.position(slot); }, "slot"_a)
