@@ -17,7 +17,9 @@ def calibrate(
     shortest: Annotated[int, typer.Option(min=1, max=32, help="Tokens that must agree.")] = 2,
     longest: Annotated[int, typer.Option(min=1, max=64, help="Tokens from which on matches are alike.")] = 20,
     most: Annotated[int, typer.Option(min=1, max=64, help="Matches that count, the newest first.")] = 8,
-    checkpoints: Annotated[Path, typer.Option(help="Folder of model folders.")] = Path("checkpoints"),
+    checkpoints: Annotated[Path, typer.Option(envvar="AFT_CHECKPOINTS", help="Folder of model folders.")] = Path(
+        "checkpoints"
+    ),
 ) -> None:
     """Fit to the validation split how sure a model is and, for text, its match model; store both."""
     from model.checkpoint import CheckpointError
@@ -47,7 +49,9 @@ def average(
     other: Annotated[str, typer.Argument(help="Name of one that went on from it.")],
     name: Annotated[str, typer.Option(help="Name of the result; neither of both.")],
     share: Annotated[float, typer.Option(min=0, max=1, help="How much of the other.")] = 0.5,
-    checkpoints: Annotated[Path, typer.Option(help="Folder of model folders.")] = Path("checkpoints"),
+    checkpoints: Annotated[Path, typer.Option(envvar="AFT_CHECKPOINTS", help="Folder of model folders.")] = Path(
+        "checkpoints"
+    ),
 ) -> None:
     """Average the weights of two checkpoints, of which one went on from the other."""
     require("an average", "torch")

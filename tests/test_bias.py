@@ -118,6 +118,16 @@ def test_decay_is_clamped() -> None:
         assert bias.decay().tolist() == pytest.approx([40.0 / window] * 2)
 
 
+@pytest.mark.parametrize("window", [16, 256, 4096])
+def test_every_head_can_learn_its_decay(window: int) -> None:
+    """Even where a half-life is shorter than the window's limit allows: it starts where there is a slope."""
+    bias = make_bias(preset("shipped", 100, window=window))
+    bias.decay().sum().backward()
+    assert bias.log_decay is not None
+    assert bias.log_decay.grad is not None
+    assert bool((bias.log_decay.grad > 0).all())
+
+
 def test_without_decay_lambda_is_zero() -> None:
     """No parameter, and zeros."""
     for name, fields in VARIANTS.items():

@@ -316,3 +316,13 @@ def test_find(tmp_path: Path) -> None:
     assert find(tmp_path / "absent") == []
     shutil.rmtree(tmp_path / "a")
     assert find(tmp_path) == [tmp_path / "b"]
+
+
+def test_weights_that_change_between_two_reads(folder: Path) -> None:
+    """No runtime runs them under another's fingerprint."""
+    known = Checkpoint(folder)
+    with (folder / WEIGHTS).open("ab") as file:
+        file.write(b" ")
+    for use in (weights.load, lambda checkpoint: weights.scaled(checkpoint, 2.0), Checkpoint.weights):
+        with pytest.raises(CheckpointError, match="has changed since config"):
+            use(known)

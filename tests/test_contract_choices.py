@@ -603,3 +603,37 @@ def test_requests_of_many_choices_beside_each_other(real: Client) -> None:
             return [answer.json()["choices"] for answer in answers]
 
     assert asyncio.run(all_at_once()) == alone
+
+
+def test_the_time_of_an_upload_counts() -> None:
+    """A deadline begins with the request's head, not with the last byte of its body; so does what is measured."""
+
+    def slowly() -> Iterator[bytes]:
+        body = json.dumps(BASE).encode()
+        yield body[:9]
+        time.sleep(0.6)
+        yield body[9:]
+
+    with serve_app(fake_loader(FakeRuntime(1)), deadline_seconds=0.5) as client:
+        headers = {"content-type": "application/json"}
+        late = client.http.post("/v1/completions", content=slowly(), headers=headers)
+        assert_error(late, 503, "overloaded_error", "queue_timeout")
+        assert client.metric("aft_request_duration_seconds_sum", endpoint="completions") > 0.5
+        assert client.post(BASE).status_code == 200
+
+
+def test_a_client_that_leaves_or_stops_in_its_upload() -> None:
+    """The first is counted as cancelled, the second is told, and neither keeps the process from its end."""
+    with serve_app(fake_loader(FakeRuntime(1)), stalled_reader_seconds=0.3) as client:
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99"
+        )
+        with client.connect() as sock:
+            sock.sendall(head + b"\r\n\r\n{")
+        wait_until(lambda: client.metric("aft_requests_total", endpoint="completions", outcome="cancelled") == 1)
+        with client.connect() as sock:
+            sock.sendall(head + b"\r\n\r\n{")
+            answer = sock.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"request_timeout" in answer or b"request_timeout" in sock.recv(4096)
+        assert client.metric("aft_requests_total", endpoint="completions", outcome="rejected") == 1

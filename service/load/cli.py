@@ -59,7 +59,7 @@ def serve(
 
     try:
         if importlib.util.find_spec("aiohttp") is None:
-            raise LoadError("bench serve needs aiohttp: pip install '.[bench]'")
+            raise LoadError("bench serve needs aiohttp: pip install -e '.[bench]'")
         from service.load.report import Wish, run
 
         if url is None and not null:

@@ -129,7 +129,7 @@ def _cpu_seconds(pid: int | None) -> float | None:
     try:
         import psutil
     except ModuleNotFoundError:
-        raise LoadError("--pid needs psutil: pip install '.[bench]'") from None
+        raise LoadError("--pid needs psutil: pip install -e '.[bench]'") from None
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.Error:
