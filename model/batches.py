@@ -127,7 +127,7 @@ def examples(images: NDArray[np.uint8], prompts: NDArray[np.int64]) -> Examples:
 
 def prompts(pictures: ImageSet, codec: PixelCodec) -> NDArray[np.int64]:
     """What each picture is told by (N, 1 + P): its label, its style and, where the model reads names, its first one."""
-    styles = [pictures.styles[i] if codec.styles else "" for i in pictures.style]
+    styles = [pictures.styles[i] if codec.styles and pictures.styles else "" for i in pictures.style]
     labels = [pictures.labels[i] for i in pictures.label]
     named = [spelled(aliases[:1], codec)[0] for aliases in pictures.aliases]
     conditions = [codec.condition(*pair) for pair in zip(labels, styles, strict=True)]

@@ -442,7 +442,7 @@ def test_matplotlib_and_aiohttp_are_extras(monkeypatch: pytest.MonkeyPatch) -> N
     assert (status, "matplotlib" in said) == (1, True)
     monkeypatch.setattr("service.load.cli.importlib.util.find_spec", lambda _: None)
     status, said = bench("http://127.0.0.1:1")
-    assert (status, said) == (1, "aft: bench serve needs aiohttp: pip install '.[bench]'\n")
+    assert (status, said) == (1, "aft: bench serve needs aiohttp: pip install -e '.[bench]'\n")
 
 
 def test_a_client_at_its_ceiling_is_named() -> None:
