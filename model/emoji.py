@@ -81,10 +81,10 @@ class Drawing(NamedTuple):
 
 def drawings(styles: tuple[str, ...], size: int) -> Iterator[Drawing]:
     """Style by style, in the table's order; later styles lack some emoji. DataError where a package cannot be had."""
-    table = [entry for entry in _table() if entry["category"] != "Component" and all(map(entry.get, _flags()))]
+    table = [entry for entry in _table() if entry["category"] != "Component" and _is_shared(entry)]
     called = _called()
     for number, style in enumerate(styles):
-        pictures = dict(_pictures(PACKAGES[style], style))
+        pictures = dict(_pictures(style))
         for entry in table:
             raw = pictures.get(_bare(entry["unified"]))
             if raw is None:
@@ -103,8 +103,8 @@ def group_of(unified: str) -> str:
     return re.sub(r"\b(1F468|1F469)\b", "1F9D1", points)
 
 
-def _flags() -> list[str]:
-    return [f"has_img_{style}" for style in SHARED]
+def _is_shared(entry: dict[str, Any]) -> bool:
+    return all(entry[f"has_img_{style}"] for style in SHARED)
 
 
 def _bare(points: str) -> str:
@@ -123,12 +123,12 @@ def _called() -> dict[str, str]:
     return {_bare("-".join(f"{ord(c):04X}" for c in emoji)): facts["name"] for emoji, facts in known.items()}
 
 
-def _pictures(package: Package, style: str) -> Iterator[tuple[str, bytes]]:
+def _pictures(style: str) -> Iterator[tuple[str, bytes]]:
     """Pictures by code points, in the archive's own order: seeking in it would unpack it again."""
     with tarfile.open(_tarball(style)) as archive:
         for member in archive:
             path = Path(member.name)
-            if member.name.startswith(package.folder) and path.suffix in {".png", ".webp"}:
+            if member.name.startswith(PACKAGES[style].folder) and path.suffix in {".png", ".webp"}:
                 file = archive.extractfile(member)
                 if file is not None:
                     yield _bare(path.stem), file.read()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from model import weights
 from model.checkpoint import Checkpoint, CheckpointError, Codec
@@ -22,16 +21,9 @@ def begin_with(network: Network, codec: Codec, folder: Path) -> None:
         known = weights.load(source)
     except CheckpointError as error:
         raise ValueError(f"start: {error}") from error
-    fixed: dict[str, Any] = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # not of the shape
-    fixed |= {"vocab_size": codec.vocab_size}  # what the ids mean is asked for below
-    gains: dict[str, Any] = {}
-    if network.config.token_shift and not known.config.token_shift:
-        gains["token_shift"] = True
-    if network.config.lookback and not known.config.lookback:
-        gains["lookback"] = network.config.lookback
-    fixed |= gains
-    shapes = [config.model_copy(update=fixed) for config in (known.config, network.config)]
-    if shapes[0] != shapes[1]:
+    # another number of ids is no other shape: what they mean is asked for below
+    begun = weights.meaning(known, network).model_copy(update={"vocab_size": codec.vocab_size})
+    if begun != weights.meaning(network, network):
         raise ValueError(f"start: {folder} holds a model of another shape than the recipe's")
     rows = _rows(source.codec, codec)
     if rows is None:

@@ -70,15 +70,15 @@ def mean(one: Checkpoint, other: Checkpoint, share: float) -> Network:
     first, network = load(one), load(other)
     ours, theirs = stored(first), stored(network)
     ours = {**neutral(network), **ours}
-    if _shape(first, network) != _shape(network, network):
+    if meaning(first, network) != meaning(network, network):
         raise ValueError(f"{one.name} and {other.name} have different shapes: there is nothing between them")
     between = {name: torch.lerp(ours[name], tensor, share) for name, tensor in theirs.items()}
     network.load_state_dict(between, strict=not network.config.tied_head)
     return network
 
 
-def _shape(network: Network, other: Network) -> ModelConfig:
-    """What the weights mean, but for what changes nothing in the first of two models."""
+def meaning(network: Network, other: Network) -> ModelConfig:
+    """What the weights mean; a token shift and a lookback that only the other has are taken as there: see neutral."""
     fixed: dict[str, Any] = {"dropout": 0.0, "min_half_life": 1.0, "max_half_life": 1.0}  # of training alone
     if not network.config.token_shift:
         fixed["token_shift"] = other.config.token_shift

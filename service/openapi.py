@@ -34,6 +34,7 @@ CASES = {
     "401": "No key, or a wrong one, where keys are set",
     "403": "A Host header that names another service, where no keys are set",
     "404": "Unknown model",
+    "408": "Nothing more of the body came",
     "413": "The body is too large",
     "415": "The body has a content-encoding",
     "429": "Too many requests of this key",
@@ -88,7 +89,7 @@ def _correct(path: str, operation: Json, schemas: Json) -> None:
         statuses |= {"400", "404"} if in_query else {"404"}
     success = responses["200"]["content"]
     for media, body in operation.get("requestBody", {}).get("content", {}).items():
-        statuses |= {"400", "404", "413", "415"}
+        statuses |= {"400", "404", "408", "413", "415"}
         # a schema's own definitions would be looked for at the top of this document
         schemas.update({name: _moved(part) for name, part in body["schema"].pop("$defs", {}).items()})
         body["schema"] = _moved(body["schema"])

@@ -107,22 +107,24 @@ class Scheduler:
             for generation in self.running:
                 held[generation.key] += generation.num_slots
         passed: list[Generation] = []
-        while self.waiting and self.free:
-            generation = self.waiting.popleft()
-            if held is not None and generation.key and self._holds_enough(held[generation.key], generation):
-                passed.append(generation)
-                continue
-            if len(self.free) < generation.num_slots:  # nobody overtakes it
-                self.waiting.appendleft(generation)
-                break
-            if held is not None:
-                held[generation.key] += generation.num_slots
-            self.running.append(generation)  # first: who runs is told where something breaks
-            generation.slot = self._take()
-            if generation.guide is not None:
-                generation.guide_slot = self._take()
-            generation.admitted = now
-        self.waiting.extendleft(reversed(passed))
+        try:
+            while self.waiting and self.free:
+                generation = self.waiting.popleft()
+                if held is not None and generation.key and self._holds_enough(held[generation.key], generation):
+                    passed.append(generation)
+                    continue
+                if len(self.free) < generation.num_slots:  # nobody overtakes it
+                    self.waiting.appendleft(generation)
+                    break
+                if held is not None:
+                    held[generation.key] += generation.num_slots
+                self.running.append(generation)  # first: who runs is told where something breaks
+                generation.slot = self._take()
+                if generation.guide is not None:
+                    generation.guide_slot = self._take()
+                generation.admitted = now
+        finally:
+            self.waiting.extendleft(reversed(passed))
 
     def _holds_enough(self, held: int, generation: Generation) -> bool:
         """Whether a key may have no more slots. A drawing that needs two has them where one is the limit, too."""

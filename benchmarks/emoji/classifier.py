@@ -4,7 +4,7 @@
 
 The classifier (three convolutions, trained on the training split alone) knows nothing of the model. Its own accuracy
 on held-out real emoji says what can be expected. Every figure is given twice: in the categories' shares of all
-pictures (most are people and flags), and with each category alike. Seeds count from 0, as many drawings of each
+pictures (people and flags are the largest), and with each category alike. Seeds count from 0, as many drawings of each
 category as of the next, the styles in turn, temperature 1, none left out; once as the model draws by itself, once
 guided.
 """
