@@ -96,7 +96,7 @@ sanitize: setup-dev
 	cmake --build $(SANITIZED)/kernel
 	LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 		AFT_SANITIZED_KERNEL=$(SANITIZED)/kernel PYTHONPATH=tests \
-		$(BIN)/pytest -p sanitized_kernel tests/test_native.py tests/test_native_draws.py tests/test_library.py
+		$(BIN)/pytest -p sanitized_kernel tests/test_native.py tests/test_native_draws.py tests/test_guidance.py tests/test_match.py tests/test_library.py
 	$(BIN)/python tests/native_races.py
 
 # What the service endures, at length: disconnects, overload, SIGTERM, 20 minutes of everything. For a quiet machine.

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.images import ImageSet
+from model.match import Ids
 from model.pixels import PixelCodec, plain
 from model.tokenizer import Bytes, Tokenizer
 
-Ids = NDArray[np.int32]
 Examples = tuple[Tensor, Tensor]  # inputs and targets (N, T) int64
 IGNORED = -100  # a target that is not learned and not scored (the default of torch's cross_entropy)
 PIECE = 1 << 20  # characters
@@ -38,6 +38,11 @@ class Material(NamedTuple):
     source: Source
     validation: Examples
     sha256: str
+
+
+def counted_by(tokenizer: Tokenizer, corpus: str | bytes) -> str | bytes:
+    """A corpus in what the tokenizer counts, characters or bytes: it is split by position."""
+    return corpus.encode() if isinstance(tokenizer, Bytes) and isinstance(corpus, str) else corpus
 
 
 def encode(part: str | bytes, tokenizer: Tokenizer) -> Ids:

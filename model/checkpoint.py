@@ -125,9 +125,26 @@ class Checkpoint:
             raise CheckpointError(f"{self.name} is a text model: it has no images")
         return self.codec
 
+    def corpus(self, given: str | None = None) -> str:
+        """The corpus or image set that was named, or else the one it was trained on. ValueError where nobody says."""
+        found = given or self._recipe.get("corpus")
+        if not found:
+            raise ValueError("the checkpoint does not say what it was trained on: name it with --corpus")
+        return str(found)
+
+    @property
+    def length(self) -> int:
+        """Positions of the windows that it was trained on."""
+        return int(self._recipe.get("length", 512))
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        recipe: dict[str, Any] = self.config.training.get("recipe", {})
+        return recipe
+
     @property
     def fingerprint(self) -> str:
-        """sha256 over weights, tokenizer, match model and shape: equal means the same model."""
+        """sha256 over weights, tokenizer (or labels and styles), match model and shape: equal means the same model."""
         return self.fingerprint_with(match=True)
 
     def fingerprint_with(self, *, match: bool) -> str:
@@ -144,13 +161,18 @@ class Checkpoint:
         digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())
         for name in sorted(self.config.files):
             digest.update(self.config.files[name].encode())
+        if isinstance(self.codec, PixelCodec):
+            digest.update(json.dumps(codec_facts(self.codec)).encode())
         if match and self.match is not None:
             digest.update(self.match.model_dump_json().encode())
         return digest.hexdigest()
 
 
 def save(weights: bytes, model: ModelConfig, codec: Codec, folder: Path, training: dict[str, Any]) -> None:
-    """Write a checkpoint folder, never half of one; the old one stays where it fails. Other files are kept."""
+    """Write a checkpoint folder, never half of one; the old one stays where that fails. Other files are kept.
+
+    A process that is killed between the last two steps leaves the old one beside it, as .NAME.XXXX.old.
+    """
     files = {WEIGHTS: weights, **({TOKENIZER: codec.model} if isinstance(codec, Characters) else {})}
     config = {
         "format": FORMAT,
@@ -173,6 +195,7 @@ def change(folder: Path, weights: bytes, match: Match | None, facts: dict[str, A
 
 
 def _write(folder: Path, config: dict[str, Any], files: dict[str, bytes]) -> None:
+    folder = folder.resolve()  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -203,7 +226,7 @@ def _swap(new: Path, folder: Path) -> None:
         except OSError:
             os.replace(old, folder)
             raise
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(new, folder)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, CheckpointError
 from model.pixels import NUM_VALUES, PixelCodec
 from model.runtime.base import Job, Runtime
 from model.sampling import uniform
@@ -62,3 +62,38 @@ def write(folder: Path, runtime: Runtime, network: Runtime) -> None:
     if checkpoint.match is not None:
         facts["network_sha256"] = digests(checkpoint, network)
     (folder / FILE).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def compare(checkpoint: Checkpoint, runtime: Runtime, network: Runtime, deepest: int) -> tuple[list[str], list[str]]:
+    """The depths up to ``deepest``, and those at which what is computed is not what is stored.
+
+    FileNotFoundError where nothing is stored, ValueError where that is for other weights or another numerics.
+    """
+    stored = json.loads((checkpoint.folder / FILE).read_text())
+    if stored["fingerprint"] != runtime.fingerprint:
+        raise ValueError(f"the hashes of {checkpoint.name} are of other weights or another numerics")
+    found = digests(checkpoint, runtime, deepest)
+    wrong = [depth for depth, digest in found.items() if stored["logits_sha256"].get(depth) != digest]
+    if checkpoint.match is not None:
+        alone = digests(checkpoint, network, deepest).items()
+        wrong += [
+            f"{depth} (network alone)" for depth, digest in alone if stored["network_sha256"].get(depth) != digest
+        ]
+    return list(found), wrong
+
+
+def agrees(checkpoint: Checkpoint, runtime: Runtime) -> bool:
+    """Whether a runtime computes what is stored beside a model, at the first depth; so, too, where nothing is.
+
+    What is stored for other weights or other numerics says nothing of these. Takes some hundredths of a second.
+    """
+    file = checkpoint.folder / FILE
+    try:
+        stored = json.loads(file.read_bytes()) if file.exists() else {}
+        if stored.get("fingerprint") != runtime.fingerprint:
+            return True
+        agreed: bool = digests(checkpoint, runtime, DEPTHS[0]).items() <= stored["logits_sha256"].items()
+    except (ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint.name}: {FILE} cannot be read: {error}") from None
+    runtime.reset(0)
+    return agreed

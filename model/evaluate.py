@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from model.batches import Ids
+from model.match import Ids
 from model.network import Network
 from model.runtime.base import Job, Runtime
 

@@ -6,9 +6,13 @@ side of the split, or a held-out picture would have been seen.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import os
 import re
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +116,14 @@ def _emoji(styles: tuple[str, ...], size: int) -> ImageSet:
 def _fetched_cifar() -> Path:
     folder = data_folder() / "cifar-10-batches-bin"
     if not folder.exists():
-        archive = data_folder() / "cifar-10-binary.tar.gz"
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        archive.write_bytes(fetch_url(CIFAR_URL, CIFAR_SHA256))
-        with tarfile.open(archive) as file:
-            file.extractall(folder.parent, filter="data")
+        fetched = fetch_url(CIFAR_URL, CIFAR_SHA256)
+        with (
+            tempfile.TemporaryDirectory(dir=data_folder()) as unpacked,  # whole, or not there at all
+            tarfile.open(fileobj=io.BytesIO(fetched)) as file,
+        ):
+            file.extractall(unpacked, filter="data")
+            with contextlib.suppress(OSError):  # another process was faster
+                os.replace(Path(unpacked) / folder.name, folder)
     return folder
 
 

@@ -46,7 +46,7 @@ class Stream:
 
     def __init__(self, model: Text, slot: int, state: bytes | None) -> None:
         self._model, self._place = model, slot
-        self._ends: object = None  # what the last draws could end by, where none has: a stop may have begun
+        self._ends: list[object] | None = None  # what the last draws could end by: a stop may have begun
         self._pending = [model.tokenizer.begin]  # known and not yet consumed; never empty
         if state is None:
             model.runtime.reset(slot)
@@ -67,6 +67,7 @@ class Stream:
     def feed(self, text: str) -> None:
         """Add text. ValueError for unpaired surrogates."""
         self._pending += self._model.tokenizer.encode(text)
+        self._ends = None  # a stop is in what was drawn
 
     def write(
         self,
@@ -83,10 +84,10 @@ class Stream:
         """
         tokenizer, runtime = self._model.tokenizer, self._model.runtime
         automaton = stops(tokenizer.token_bytes, [s.encode() for s in stop], tokenizer.end, ignore_end=ignore_end)
-        draw, ends = Draw(params or SamplingParams(), max_tokens, automaton), (tuple(stop), ignore_end)
+        draw, ends = Draw(params or SamplingParams(), max_tokens, automaton), [*stop, ignore_end]
         runtime.copy(self._slot, [PROBE])
         if ends != self._ends:
-            runtime.restart(self._slot)
+            runtime.restart_automaton(self._slot)
         try:
             (done,) = runtime.run([Job(self._slot, self._pending, draw=draw)])
             if done.stopped is Stop.FAULT:
@@ -118,12 +119,15 @@ class Stream:
 
     def export(self) -> bytes:
         """The stream as bytes: go on from them in any process that has the same model."""
-        head = json.dumps(self._pending, separators=(",", ":")).encode()
+        head = json.dumps([self._pending, self._ends], separators=(",", ":")).encode()
         return struct.pack("<I", len(head)) + head + self._model.runtime.export(self._slot)
 
     def fork(self) -> Stream:
-        """Another stream with the same past."""
-        return self._model.stream(self.export())
+        """Another stream with the same past. RuntimeError where no place is free."""
+        slot, other = self._slot, self._model.stream()
+        self._model.runtime.copy(slot, [other._slot])
+        other._pending, other._ends = list(self._pending), self._ends
+        return other
 
     def close(self) -> None:
         """Give the place back."""
@@ -134,14 +138,16 @@ class Stream:
     def _restore(self, state: bytes) -> None:
         try:
             (size,) = struct.unpack_from("<I", state)
-            pending = json.loads(state[4 : 4 + size])
-        except (struct.error, ValueError, RecursionError) as error:
+            pending, ends = json.loads(state[4 : 4 + size])
+        except (struct.error, ValueError, TypeError, RecursionError) as error:
             raise StateError("these bytes are no exported stream") from error
         known = range(self._model.runtime.vocab_size)
         if not isinstance(pending, list) or not pending or not all(type(t) is int and t in known for t in pending):
             raise StateError("the stream's last tokens are none of this model's")
+        if ends is not None and not isinstance(ends, list):
+            raise StateError("these bytes are no exported stream")
         self._model.runtime.restore(self._slot, state[4 + size :])
-        self._pending = pending
+        self._pending, self._ends = pending, ends
 
 
 def load(

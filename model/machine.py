@@ -9,22 +9,27 @@ from pathlib import Path
 
 
 def cpu() -> str:
-    """The processor's name and model number: processors of one name differ. The platform's word without Linux."""
+    """The processor's name and model number: those of one name differ. The platform's word where Linux has none."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model")]
-    return " ".join(reversed(names[:2]))
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model")]
+    return " ".join(reversed(names[:2])) or platform.processor() or platform.machine()
 
 
 def facts() -> dict[str, object]:
-    """Processor, commit ("" outside a checkout), version of Python, date."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    """Processor, commit ("" outside a checkout, and without git), version of Python, date."""
     return {
         "cpu": cpu(),
-        "commit": done.stdout.strip(),
+        "commit": _commit(),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_TOKEN = 2**16 - 1  # tokens are remembered in 16 bits
 
-Ids = NDArray[np.int32]
+Ids = NDArray[np.int32]  # a text, as a tokenizer reads it
 Recent = NDArray[np.uint16]  # the last tokens of a stream, oldest first
 
 

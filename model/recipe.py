@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.config import ModelConfig
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -59,11 +61,15 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse what cannot be resumed or carried."""
+        """Refuse what cannot be resumed or carried, and shapes that no model has."""
         if self.carry > 1 and self.kind == "image":
             raise ValueError("an image is one window: nothing is carried to the next")
         if self.extra and self.kind == "image":
             raise ValueError("extra is text: an image model reads one image set")
+        decided = {"vocab_size", "raster", *(["max_model_len"] if self.kind == "image" else [])}
+        if wrong := set(self.model) - (set(ModelConfig.model_fields) - decided):
+            what = "follows from the data" if min(wrong) in decided else "is no field of a model"
+            raise ValueError(f"model: {min(wrong)} {what}")
         if self.save_every % self.carry:
             raise ValueError(
                 f"save_every {self.save_every} is no multiple of carry {self.carry}: states are not saved, so a run "

@@ -14,12 +14,23 @@ import torch
 from numpy.typing import NDArray
 
 from model import calibration, checkpoint, curve, data, images, pixels, weights
-from model.batches import Ids, Material, Mixture, Pictures, Source, Windows, encode, examples, prompts, side_by_side
+from model.batches import (
+    Material,
+    Mixture,
+    Pictures,
+    Source,
+    Windows,
+    counted_by,
+    encode,
+    examples,
+    prompts,
+    side_by_side,
+)
 from model.checkpoint import Checkpoint, Codec
 from model.config import ModelConfig, Raster, preset
 from model.evaluate import window_logits
 from model.generate import draw_together
-from model.match import Match
+from model.match import Ids, Match
 from model.network import Network
 from model.pixels import PixelCodec
 from model.recipe import Recipe, fit
@@ -46,8 +57,7 @@ def choose_tokenizer(corpus: str | bytes, wanted: str) -> Tokenizer:
 def _text(recipe: Recipe) -> tuple[Tokenizer, Material]:
     corpus = data.load(recipe.corpus)
     tokenizer = choose_tokenizer(corpus, recipe.tokenizer)
-    if isinstance(tokenizer, Bytes) and isinstance(corpus, str):
-        corpus = corpus.encode()
+    corpus = counted_by(tokenizer, corpus)
     parts = data.split(corpus)
     if len(parts.validation) < 2:
         raise ValueError(f"the corpus has {len(corpus)} characters: too few to set 5 % aside")
@@ -96,7 +106,7 @@ def make_trainer(
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.device_count() >= world else "gloo")
     torch.manual_seed(recipe.seed)
-    network = build(preset(recipe.preset, codec.vocab_size, **shape, **recipe.model))
+    network = build(preset(recipe.preset, codec.vocab_size, **{**recipe.model, **shape}))
     length, longest = recipe.length * recipe.carry, network.config.max_model_len
     if recipe.kind == "image":
         length = codec.raster.positions if isinstance(codec, PixelCodec) else length
@@ -189,9 +199,7 @@ def calibrate(folder: Path, corpus: str | None, match: Match) -> Calibrated:
     folder is none. An earlier calibration is not built upon, but for its factor, which stays in the weights.
     """
     source = Checkpoint(folder)
-    name = corpus or source.config.training.get("recipe", {}).get("corpus")
-    if not name:
-        raise ValueError("the checkpoint does not say what it was trained on: name a corpus with --corpus")
+    name = source.corpus(corpus)
     image = isinstance(source.codec, PixelCodec)
     logits, ids, start = _held_out_pictures(source, name) if image else _held_out_text(source, name, match.window)
     before = float(calibration.target_bits(logits, ids[start:].astype(np.int64), 1.0).mean())
@@ -207,14 +215,11 @@ Logits = NDArray[np.float32]
 
 def _held_out_text(source: Checkpoint, name: str, window: int) -> tuple[Logits, Ids, int]:
     """Logits (n, V) of the validation split; the split behind what stands before it; where it begins."""
-    text = data.load(name)
-    if isinstance(source.tokenizer, Bytes) and isinstance(text, str):
-        text = text.encode()
-    parts = data.split(text)
+    parts = data.split(counted_by(source.tokenizer, data.load(name)))
     train, held_out = encode(parts.train, source.tokenizer), encode(parts.validation, source.tokenizer)[:MOST_HELD_OUT]
     if len(held_out) < LEAST_HELD_OUT:
         raise ValueError(f"the validation split has {len(held_out)} tokens, to calibrate takes {LEAST_HELD_OUT}")
-    length = int(source.config.training.get("recipe", {}).get("length", 512))
+    length = source.length
     before = train[-max(window, length) :]
     ids: Ids = np.concatenate([before, held_out])
     network = weights.load(source).freeze()

@@ -1,7 +1,7 @@
 """What a draw is: one token from one row of logits. Plain numpy, the oracle of every runtime.
 
 A draw depends on (seed, sample number, position) and on nothing else: its random number is Philox4x32-10 (Salmon et
-al. 2011) of the counter (position, sample, draw) under the key seed. So what runs beside a stream, how its prompt
+al. 2011) of the counter (position, sample, 0) under the key seed. So what runs beside a stream, how its prompt
 was chunked and whether it was resumed cannot change its text.
 
 The order is fixed: penalties, bias, mask, temperature, top-k, top-p, min-p. Ties go to the lowest id.
@@ -51,9 +51,9 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     return a, b, c, d
 
 
-def uniform(seed: int, sample: int, position: int, draw: int = 0) -> float:
+def uniform(seed: int, sample: int, position: int) -> float:
     """53 random bits as a number in [0, 1)."""
-    counter = (position & 0xFFFFFFFF, position >> 32, sample & 0xFFFFFFFF, draw)
+    counter = (position & 0xFFFFFFFF, position >> 32, sample & 0xFFFFFFFF, 0)
     high, low, _, _ = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
     return ((high << 21) | (low >> 11)) * 2.0**-53
 

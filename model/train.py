@@ -179,7 +179,8 @@ class Trainer:
 
     def record(self) -> curve.Row:
         """Evaluate and add a row to the curve."""
-        chars = self.steps_done * self.recipe.batch * int((self.validation[1][0] >= 0).sum())  # a name is none
+        raster = self.network.config.raster
+        chars = self.steps_done * self.recipe.batch * (self.recipe.length if raster is None else raster.size)
         recent, self._recent = self._recent or [math.nan], []
         row = {
             "step": float(self.steps_done),

@@ -108,13 +108,14 @@ class Rules:
 
     keys: Keys
     hosts: Hosts
+    origins: frozenset[str]  # of pages that may post, beside our own
     rate: Rate | None
 
 
 def read_rules(settings: Settings) -> Rules:
     """Everything at once, at start. SettingError names what is wrong."""
     hosts = Hosts(settings.host, settings.allowed_hosts)
-    return Rules(read_keys(settings), hosts, read_rate(settings.rate_limit))
+    return Rules(read_keys(settings), hosts, frozenset(settings.cors_origins), read_rate(settings.rate_limit))
 
 
 class Access:
@@ -143,6 +144,7 @@ class Access:
             refusal = rules.hosts.refusal(_headers(scope, b"host"))
             if refusal is not None:
                 raise _RefusedError("forbidden_host", refusal)
+            self._check_origin(scope)
         if not is_guarded(path):
             return
         if rules.keys:
@@ -155,6 +157,15 @@ class Access:
             seconds = rules.rate.wait(scope["state"]["key"] or client_address(scope))
             if seconds:
                 raise _RefusedError("rate_limit", errors.rate_limited(seconds))
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Browsers ask before they post JSON to another origin, but send a form at once: what posts must be known."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") or "*" in self._rules.origins:
+            return
+        own = {f"{scheme}://{host}" for scheme in ("http", "https") for host in _headers(scope, b"host")}
+        for origin in _headers(scope, b"origin"):
+            if origin not in self._rules.origins | own:
+                raise _RefusedError("forbidden_origin", errors.forbidden_origin(origin))
 
     def _name(self, given: list[str]) -> str | None:
         scheme, _, key = given[0].strip().partition(" ") if len(given) == 1 else ("", "", "")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -75,9 +77,35 @@ def create_app(
     return app
 
 
+async def _in_thread(work: Callable[[], list[Served]]) -> list[Served]:
+    """As asyncio.to_thread, but a process that ends does not wait for it."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[list[Served]] = loop.create_future()
+
+    def done(served: list[Served] | None, error: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if error is not None:
+            result.set_exception(error)
+        elif served is not None:
+            result.set_result(served)
+
+    def main() -> None:
+        served, failed = None, None
+        try:
+            served = work()
+        except BaseException as error:  # whatever it is, who waits hears of it
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(done, served, failed)
+
+    threading.Thread(target=main, name="loading", daemon=True).start()
+    return await result
+
+
 async def _load(service: Service, load: Loader, on_failure: Callable[[Exception], None] | None) -> None:
     try:
-        served = await asyncio.to_thread(load, service.settings, service.metrics)
+        served = await _in_thread(lambda: load(service.settings, service.metrics))
     except Exception as error:  # a damaged checkpoint, no memory: the process cannot serve
         log.error("the models cannot be loaded: %s", error)
         if on_failure is not None:

@@ -6,24 +6,20 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal
 
 from starlette.responses import Response
 
 from model.automaton import FORBIDDEN, Automaton, stops
 from model.sampling import FORBIDDEN_BIAS, SamplingParams
-from model.tokenizer import IncrementalDecoder, Tokenizer
+from model.tokenizer import Tokenizer
 from service import answer, errors, sse
+from service.choice import Choice
 from service.engine import Served
 from service.exchange import Exchange
-from service.request import Burst, Generation, Outcome
-from service.schema.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Head, choice, usage
-from service.schema.logprobs import Logprobs, vocabulary
+from service.request import Generation
+from service.schema.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Head, usage
 from service.settings import Settings
-from service.text import TextAssembler, encode
-
-Reason = Literal["stop", "length"]
-REASONS: dict[Outcome, Reason] = {Outcome.STOP: "stop", Outcome.LENGTH: "length"}
+from service.text import encode
 
 
 def make_generations(
@@ -48,11 +44,15 @@ def make_generations(
     seed = secrets.randbits(53) if body.seed is None else body.seed
     scored = bool(body.echo) and body.logprobs is not None
     answer_id = f"cmpl-{secrets.token_hex(12)}"
+    # samples share the lists: nothing changes them
+    read = [[tokenizer.begin, *ids] for ids in prompts]
+    # after the last token comes no target of the text
+    targets = [[*ids, tokenizer.end] if scored else None for ids in prompts]
     return [
         Generation(
             id=answer_id,
             model=model.name,
-            prompt=[tokenizer.begin, *ids],
+            prompt=prompt,
             params=SamplingParams(
                 temperature=1.0 if body.temperature is None else body.temperature,
                 top_p=1.0 if body.top_p is None else body.top_p,
@@ -67,13 +67,21 @@ def make_generations(
             ),
             max_tokens=max_tokens,
             automaton=automaton,
-            targets=[*ids, tokenizer.end] if scored else None,  # after the last token comes no target of the text
+            targets=wanted,
             top=body.logprobs or 0,
             max_seconds=settings.max_stream_seconds if body.unlimited else None,
         )
-        for ids in prompts
+        for prompt, wanted in zip(read, targets, strict=True)
         for sample in range(body.samples)
     ]
+
+
+def echoes(body: CompletionRequest, generations: list[Generation], tokenizer: Tokenizer) -> list[str]:
+    """The text of each prompt as it stands before its samples; empty where it does not, or comes as it is scored."""
+    if not body.echo or body.logprobs is not None:
+        return [""] * len(body.prompt)
+    read = [generation.prompt for generation in generations[:: body.samples]]
+    return [tokenizer.decode(ids if _begins(body.prompt[i], tokenizer) else ids[1:]) for i, ids in enumerate(read)]
 
 
 def _automaton(body: CompletionRequest, model: Served, tokenizer: Tokenizer) -> Automaton:
@@ -94,7 +102,7 @@ def at_once(model: Served, settings: Settings, key: str = "") -> int:
 
 def _check_choices(body: CompletionRequest, most: int, settings: Settings) -> None:
     given = len(body.prompt) * body.samples
-    if body.max_tokens == 0:
+    if body.max_tokens == 0 and body.samples == 1:
         most = max(most, settings.max_scored_prompts)
     if given > most:
         raise errors.invalid(
@@ -149,86 +157,12 @@ def _ids(prompt: str | list[int], model: Served, tokenizer: Tokenizer, settings:
     return ids
 
 
-class Choice:
-    """One sample as the client reads it."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        index: int,
-        body: CompletionRequest,
-        tokenizer: Tokenizer,
-        *,
-        begins: bool,
-    ) -> None:
-        """``begins``: the echo has the begin symbol."""
-        self.index, self._generation = index, generation
-        self._text = TextAssembler(tokenizer.token_bytes, body.stops)
-        self._logprobs = None if body.logprobs is None else Logprobs(vocabulary(tokenizer), body.logprobs)
-        self._echo: list[int] | None = generation.prompt[0 if begins else 1 :] if body.echo else None
-        self._num_scored = 0  # of the prompt's targets
-        self._decoder = IncrementalDecoder(tokenizer.token_bytes)  # of the echo
-        self.num_tokens, self._sum = 0, 0.0
-
-    @property
-    def mean_logprob(self) -> float:
-        """Of its tokens: what best_of compares."""
-        return self._sum / self.num_tokens if self.num_tokens else 0.0
-
-    def add(self, burst: Burst) -> dict[str, Any] | None:
-        """What the client gets for a burst; None where that is nothing yet."""
-        text, scored = self._echo_of(burst), False
-        text += self._text.feed(burst.tokens)
-        self.num_tokens += len(burst.tokens)
-        self._sum += sum(burst.logprobs)
-        if self._logprobs is not None:
-            for i, token in enumerate(burst.tokens):
-                self._logprobs.add(token, burst.logprobs[i], burst.top[i] if burst.top else [])
-            scored = bool(self._logprobs.tokens)
-        reason = None if burst.outcome is None else REASONS[burst.outcome]
-        if burst.outcome is not None:
-            text += self._text.finish(stopped=burst.outcome is Outcome.STOP)
-        if not (text or reason or scored):
-            return None
-        logprobs = None if self._logprobs is None else self._logprobs.take()
-        return choice(self.index, text, logprobs, reason, self._generation.params.seed)
-
-    def _echo_of(self, burst: Burst) -> str:
-        """The prompt, once; where log-probabilities are asked for, as they come."""
-        if self._echo is None:
-            return ""
-        ids = self._echo
-        if self._generation.targets is not None and self._logprobs is not None:
-            first, self._num_scored = self._num_scored, self._num_scored + len(burst.target_logprobs)
-            text = self._scored(self._logprobs, burst, first)
-            if self._num_scored < len(self._generation.prompt):
-                return text
-            self._logprobs.end_echo()
-        elif burst.tokens or burst.outcome:
-            text = self._decoder.feed(ids)
-        else:
-            return ""
-        self._echo = None
-        return text + self._decoder.finish()
-
-    def _scored(self, logprobs: Logprobs, burst: Burst, first: int) -> str:
-        """The part of an echo whose targets a burst brings; ``first`` is the number of its first target."""
-        ids = self._echo or []
-        # what stands first has no probability in OpenAI's shape, though the model gives it one after begin
-        if not first and ids:
-            logprobs.add(ids[0], None, [])
-        top = burst.target_top or [[]] * len(burst.target_logprobs)
-        offset = first + 1 + len(ids) - len(self._generation.prompt)  # of the first target in the echo
-        for place, (logprob, likeliest) in enumerate(zip(burst.target_logprobs, top, strict=True), offset):
-            if 0 < place < len(ids):  # the last target is of no token of the text
-                logprobs.add(ids[place], logprob, likeliest)
-        return self._decoder.feed(ids[offset if first else 0 : offset + len(top)])
-
-
 class Completion:
     """One answer with all of its choices."""
 
-    def __init__(self, exchange: Exchange, model: Served, tokenizer: Tokenizer, body: CompletionRequest) -> None:
+    def __init__(
+        self, exchange: Exchange, model: Served, tokenizer: Tokenizer, body: CompletionRequest, echoes: list[str]
+    ) -> None:
         self._exchange, self._body = exchange, body
         self._choices = {
             generation: Choice(
@@ -236,6 +170,7 @@ class Completion:
                 self._index(i),
                 body,
                 tokenizer,
+                echoes[i // body.samples],
                 begins=_begins(body.prompt[i // body.samples], tokenizer),
             )
             for i, generation in enumerate(exchange.generations)

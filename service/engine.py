@@ -136,7 +136,7 @@ class Engine:
             worked = False
             busy = sum(model.scheduler.busy for model in self.served.values())
             for model in self.served.values():
-                model.scheduler.share = 1 / max(busy, 1)
+                model.scheduler.time_share = 1 / max(busy, 1)
                 worked |= self._guarded_step(model)
             if not worked:
                 self._wake.wait(timeout=1.0)  # an unlimited stream's time may pass while its reader sleeps

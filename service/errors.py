@@ -64,6 +64,17 @@ def forbidden_host(name: str) -> ApiError:
     return ApiError(403, "invalid_request_error", "forbidden_host", message)
 
 
+def forbidden_origin(origin: str) -> ApiError:
+    """403: without keys, a page of another origin may make its reader's browser post here."""
+    message = f"a page of {clip(origin)!r} may not post here; without keys only origins in AFT_CORS_ORIGINS may"
+    return ApiError(403, "invalid_request_error", "forbidden_origin", message)
+
+
+def not_http() -> ApiError:
+    """400: what came is no HTTP request."""
+    return ApiError(400, "invalid_request_error", "invalid_http", "this is no HTTP/1.1 request that can be read")
+
+
 def rate_limited(seconds: float) -> ApiError:
     """429: too many requests of one key or address. Clients that are told more than a minute do not wait at all."""
     return _too_many(f"too many requests; the next is taken in about {math.ceil(seconds)} s", seconds)

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from model import data, images, pixels
-from model.batches import Ids, encode, examples, prompts
+from model.batches import counted_by, encode, examples, prompts
 from model.checkpoint import Checkpoint
 from model.evaluate import Depth, by_depth, compare, per_dimension, windows
+from model.match import Ids
 from model.network import Network
 from model.runtime.choice import open_runtime
-from model.tokenizer import Bytes
 from model.weights import load
 
 
@@ -39,7 +39,7 @@ def run(
     if checkpoint.config.kind == "image":
         _run_images(checkpoint, load(checkpoint).freeze(), corpus, json_file)
         return
-    length = int(checkpoint.config.training.get("recipe", {}).get("length", 512))
+    length = checkpoint.length
     stride = stride or max(1, length // 2)
     source, ids, start, characters = _test_split(checkpoint, corpus, max_chars)
     scale = (len(ids) - start) / characters  # tokens a character: more than one where characters are spelled in bytes
@@ -83,12 +83,8 @@ class _TestSplit(NamedTuple):
 
 def _test_split(checkpoint: Checkpoint, corpus: str | None, max_chars: int | None) -> _TestSplit:
     """What is scored, and what stands before it. ValueError where nobody says which corpus."""
-    source = corpus or checkpoint.config.training.get("recipe", {}).get("corpus")
-    if not source:
-        raise ValueError("the checkpoint does not say what it was trained on: name a corpus with --corpus")
-    text = data.load(source)
-    if isinstance(checkpoint.tokenizer, Bytes) and isinstance(text, str):
-        text = text.encode()
+    source = checkpoint.corpus(corpus)
+    text = counted_by(checkpoint.tokenizer, data.load(source))
     test = data.split(text).test
     scored = test[:max_chars] if max_chars else test
     before = encode(text[: len(text) - len(test)], checkpoint.tokenizer)
@@ -99,10 +95,10 @@ def _test_split(checkpoint: Checkpoint, corpus: str | None, max_chars: int | Non
 def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, json_file: Path | None) -> None:
     """Bits per dimension of the held-out pictures, with their condition and without, beside WebP's."""
     codec = checkpoint.pixels
-    source = corpus or checkpoint.config.training.get("recipe", {}).get("corpus")
-    if not source:
-        raise ValueError("the checkpoint does not say what it was trained on: name an image set with --corpus")
+    source = checkpoint.corpus(corpus)
     held_out = images.load(source, codec.raster.width).subset(2)
+    if not held_out.names:
+        raise ValueError(f"{source} has no picture to test on: it is too small")
     known = prompts(held_out, codec)
     nameless, anything = known.copy(), known.copy()
     nameless[:, 1:], anything[:] = codec.spell(""), codec.prompt()

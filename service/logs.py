@@ -80,7 +80,7 @@ def request(scope: Scope, client: str, status: int | None, outcome: Outcome, sec
         "outcome": outcome.value,
         "key": state.get("key", ""),
         "client": client,
-        "model": ended.model if ended else "",
+        "model": ended.model if ended else state.get("model", ""),
         "prompt_tokens": ended.prompt_tokens if ended else None,
         "generated_tokens": ended.generated_tokens if ended else None,
         "choices": ended.choices if ended else None,

@@ -74,9 +74,10 @@ class Envelope:
 
     def _record(self, scope: Scope, status: int | None, outcome: Outcome, seconds: float) -> None:
         ended: Ended | None = scope["state"].get("ended")
-        probe = scope["path"] in PROBES
+        model = ended.model if ended else scope["state"].get("model", "")
+        probe = scope["path"] in PROBES and scope["method"] in ("GET", "HEAD")
         if not probe:
-            self._metrics.requests.labels(ended.model if ended else "", _endpoint(scope), outcome.value).inc()
+            self._metrics.requests.labels(model, _endpoint(scope), outcome.value).inc()
         if not probe or status is None or status >= 400:
             logs.request(scope, client_address(scope), status, outcome, seconds)
 

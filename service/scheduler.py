@@ -10,10 +10,12 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Literal
 
 from model.runtime.base import Draw, Guide, Job, Runtime
 from service.request import Generation
+from service.siblings import share
 
 PREFILL_CHUNK = 512  # tokens of one prompt in a step, at most
 PREFILL_BUDGET = 2048  # tokens of all prompts in a step, at most
@@ -55,22 +57,19 @@ class Scheduler:
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self.free = list(range(runtime.num_slots))  # a heap: the lowest slots first, so that few tiles are in use
-        self.share = 1.0  # of the time: models take turns, so each has its part of ``burst_seconds``
+        self.time_share = 1.0  # of the time: models take turns, so each has its part of ``burst_seconds``
         self._costs: dict[int, float] = {}  # seconds of a decode step by the bits of its number of streams, smoothed
         self.seconds_per_token = 0.0  # of a decode step of those who write now
         self.prefill_seconds = 0.0  # of one token of a prompt, smoothed
 
-    @property
-    def capacity(self) -> int:
-        """Generations that can run and wait."""
-        return self.max_queue + self.runtime.num_slots
-
-    def room(self, key: str) -> int:
-        """Generations of a key that can run and wait where there are no others."""
-        if not key or not self.max_queue_per_key:
-            return self.capacity
+    def room(self, key: str, num_slots: int = 1) -> int:
+        """Generations of a key, of so many slots each, that can run and wait where there are no others."""
         slots = self.runtime.num_slots
-        return min(self.capacity, self.max_queue_per_key + min(slots, self.max_per_key or slots))
+        most = self.max_queue + slots // num_slots
+        if not key or not self.max_queue_per_key:
+            return most
+        held = max(num_slots, min(slots, self.max_per_key or slots))  # who needs two has them where one is the limit
+        return min(most, self.max_queue_per_key + held // num_slots)
 
     @property
     def busy(self) -> bool:
@@ -83,21 +82,23 @@ class Scheduler:
         ``force`` is for the rest of a request that was admitted before.
         """
         if not force:
-            if len(self.waiting) + len(generations) > self.max_queue + len(self.free):
+            if _left_over([*self.waiting, *generations], len(self.free)) > self.max_queue:
                 raise QueueFullError
             key = generations[0].key
             if key and self.max_queue_per_key:
-                waiting = sum(generation.key == key for generation in self.waiting)
-                if waiting + len(generations) > self.max_queue_per_key + self._left_to(key):
+                own = [generation for generation in self.waiting if generation.key == key]
+                free = self._left_to(key, generations[0].num_slots)
+                if _left_over([*own, *generations], free) > self.max_queue_per_key:
                     raise KeyQueueFullError
         self.waiting.extend(generations)
 
-    def _left_to(self, key: str) -> int:
-        """Free slots that a key may take."""
+    def _left_to(self, key: str, num_slots: int) -> int:
+        """Free slots that a key may take for generations of so many."""
         if not self.max_per_key:
             return len(self.free)
         held = sum(generation.num_slots for generation in self.running if generation.key == key)
-        return min(len(self.free), max(0, self.max_per_key - held))
+        most = self.max_per_key if held else max(self.max_per_key, num_slots)
+        return min(len(self.free), max(0, most - held))
 
     def admit(self, now: float) -> None:
         """Give free slots to those who wait longest; who holds enough already is passed over."""
@@ -154,7 +155,7 @@ class Scheduler:
         if not self.seconds_per_token:
             return 1
         # an event costs its sender as much as some tokens: of many streams each gets fewer, longer ones
-        seconds = self.burst_seconds * self.share * max(1.0, len(self.running) / MANY_STREAMS)
+        seconds = self.burst_seconds * self.time_share * max(1.0, len(self.running) / MANY_STREAMS)
         taken = prefill * self.prefill_seconds
         seconds = (1 - part) * min(seconds, taken / part) if prefill and more else seconds - taken
         full = bool(self.waiting) and len(self.free) < self.waiting[0].num_slots
@@ -165,7 +166,7 @@ class Scheduler:
         """Tokens of prompts in a step: their ``part`` of ``burst_seconds``."""
         if not self.prefill_seconds:
             return FIRST_BUDGET
-        return max(1, min(PREFILL_BUDGET, int(self.burst_seconds * self.share * part / self.prefill_seconds)))
+        return max(1, min(PREFILL_BUDGET, int(self.burst_seconds * self.time_share * part / self.prefill_seconds)))
 
     def observe(self, jobs: list[Job], drawn: int, seconds: float) -> None:
         """Learn what a step costs; ``drawn`` by the longest burst."""
@@ -186,12 +187,13 @@ class Scheduler:
         """The next step's jobs, oldest generation first: parts of prompts, and bursts."""
         self.admit(now)
         ready = [generation for generation in self.running if not generation.paused]
-        unread = [(len(g.prompt) - g.num_computed) * g.num_slots for g in ready if g.num_computed < len(g.prompt)]
+        ends = share(ready, self.runtime)
+        unread = [(end - g.num_computed) * g.num_slots for g, end in ends.items()]
         part = self._part(sum(unread), len(unread), len(ready))
         if self._costs:
             writing = (g.num_slots for g in ready if g.num_computed == len(g.prompt))
             self.seconds_per_token = self._cost(sum(writing))
-        sizes = self._share(ready, self._budget(part))
+        sizes = self._sizes(ends, self._budget(part))
         computed = sum(size * generation.num_slots for generation, size in sizes.items())
         burst = self._burst(computed, part, more=computed < sum(unread))
         work: Work = []
@@ -211,10 +213,10 @@ class Scheduler:
             return PART_IF_SOON
         return max(0.5, beginning / max(ready, 1))
 
-    def _share(self, ready: list[Generation], budget: int) -> dict[Generation, int]:
-        """How much of each prompt is computed in this step."""
+    def _sizes(self, ends: dict[Generation, int], budget: int) -> dict[Generation, int]:
+        """How much of each prompt is computed in this step, of what lies before its end."""
         sizes: dict[Generation, int] = {}
-        left = {g: len(g.prompt) - g.num_computed for g in ready if g.num_computed < len(g.prompt)}
+        left = {generation: end - generation.num_computed for generation, end in ends.items()}
         if not self.runtime.exact:
             # a cut that depended on company would change the result: whole chunks, the oldest first
             for generation, size in left.items():
@@ -264,6 +266,15 @@ class Scheduler:
             guide = Guide(generation.guide_slot, read, generation.guidance)
         draw = Draw(generation.params, max_new, generation.automaton, generation.top, guide)
         return Job(generation.slot, tokens, targets, logits, draw)
+
+
+def _left_over(generations: Sequence[Generation], free: int) -> int:
+    """How many find no slot, in their order: nobody overtakes."""
+    for place, generation in enumerate(generations):
+        if generation.num_slots > free:
+            return len(generations) - place
+        free -= generation.num_slots
+    return 0
 
 
 def num_streams(job: Job) -> int:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import signal
 import socket
 from collections.abc import Iterator
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service import logs
+from service import errors, logs
 from service.app import create_app
 from service.errors import SettingError
 from service.hosts import is_loopback
@@ -25,6 +28,24 @@ from service.state import Service
 log = logging.getLogger("aft")
 POLL_SECONDS = 0.05
 LAST_WORDS_SECONDS = 2.0  # for the final events after the deadline
+SEND_BUFFER_BYTES = 128 << 10  # the kernel's own grows to megabytes, and tells of room when a third of it is free
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, whose answer to what is no HTTP is text."""
+
+    def send_400_response(self, msg: str) -> None:
+        """The one shape of all errors."""
+        body = bytes(errors.not_http().response().body)
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("x-request-id", secrets.token_hex(8)),
+            ("connection", "close"),
+        ]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -42,6 +63,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=settings.keep_alive_seconds,
             timeout_graceful_shutdown=1,
             lifespan="on",
+            http=Protocol,
         )
         super().__init__(config)
         self.exit_status = 0
@@ -58,8 +80,19 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for server in getattr(self, "servers", []):
             for listening in server.sockets:
+                self._configure(listening)
                 host, port = listening.getsockname()[:2]
                 log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    def _configure(self, listening: socket.socket) -> None:
+        """What accepted connections inherit: how much waits for a slow reader, and how long for one that is gone.
+
+        A whole answer, or the end of a stream that was cut off, waits in buffers for ever otherwise.
+        """
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            milliseconds = min(2**31 - 1, round(self.service.settings.stalled_reader_seconds * 1000))
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, milliseconds))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -6,6 +6,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from starlette.requests import Request
+
 from model.pixels import PixelCodec
 from model.tokenizer import Tokenizer
 from service import errors
@@ -35,23 +37,24 @@ class Service:
             raise errors.not_stepping()
         return self.engine
 
-    def model(self, name: str) -> Served:
-        """A served model, or 404."""
+    def model(self, request: Request, name: str) -> Served:
+        """A served model, or 404. From here on the request is counted as this model's, however it ends."""
         engine = self.ready()
         if name not in engine.served:
             raise errors.model_not_found(name, sorted(engine.served))
+        request.state.model = name
         return engine.served[name]
 
-    def text_model(self, name: str) -> tuple[Served, Tokenizer]:
+    def text_model(self, request: Request, name: str) -> tuple[Served, Tokenizer]:
         """A served model of text; 404 for an unknown one, 400 for one of images."""
-        model = self.model(name)
+        model = self.model(request, name)
         if isinstance(model.codec, PixelCodec):
             raise errors.invalid(f"model: {errors.clip(name)!r} is an image model; see /v1/images/generations", "model")
         return model, model.codec
 
-    def image_model(self, name: str) -> tuple[Served, PixelCodec]:
+    def image_model(self, request: Request, name: str) -> tuple[Served, PixelCodec]:
         """A served model of images; 404 for an unknown one, 400 for one of text."""
-        model = self.model(name)
+        model = self.model(request, name)
         if not isinstance(model.codec, PixelCodec):
             raise errors.invalid(f"model: {errors.clip(name)!r} is a text model; see /v1/completions", "model")
         return model, model.codec

@@ -127,7 +127,7 @@ class FakeRuntime:
         self.resets.append(slot)
         self._positions[slot] = self._automata[slot] = 0
 
-    def restart(self, slot: int) -> None:
+    def restart_automaton(self, slot: int) -> None:
         """Back to the automaton's first state."""
         self._automata[slot] = 0
 

@@ -31,6 +31,7 @@ from service.scheduler import Scheduler
 from service.settings import Settings
 
 AFT = Path(sys.executable).with_name("aft")
+INVALID = "invalid_request_error"
 
 
 def make_checkpoints(folder: Path) -> Path:

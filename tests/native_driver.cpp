@@ -1,7 +1,9 @@
 // The kernel without Python: reads what tests/native_build.py wrote, feeds the tokens to one slot, and writes the logits
 // after the last. With threads, and then for another instruction set than the best, where these are given.
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -78,6 +80,23 @@ int main(int argc, char** argv) {
     fclose(file);
     aft::Runtime runtime(shape, tensors, SLOTS, last, threads, target);
     runtime.set_match(match);
+    if (threads > 1) {  // what a thread throws comes out of the call, and the pool goes on
+        aft::Pool pool(threads);
+        for (int thrower = 0; thrower < threads; ++thrower) {
+            int caught = 0;
+            std::atomic<int> called = 0;
+            try {
+                pool.run([&](int thread) {
+                    ++called;
+                    if (thread == thrower) throw std::bad_alloc();
+                });
+            } catch (const std::bad_alloc&) {
+                caught = 1;
+            }
+            pool.run([&](int) { ++called; });
+            if (caught != 1 || called != 2 * threads) return 3;
+        }
+    }
     if (threads > 1) {  // two pools take turns, and one of them ends before the other
         aft::Runtime other(shape, tensors, SLOTS, last, threads, target);
         other.set_match(match);

@@ -15,7 +15,6 @@ from PIL import Image
 
 from model.pixels import Pixels
 
-INVALID = "invalid_request_error"
 BASE: dict[str, Any] = {"model": "pics", "prompt": "red", "seed": 7}
 FORM = {"model": "pics", "prompt": "red", "seed": "7"}
 GENERATIONS, EDITS, SCORE = (f"/v1/images/{name}" for name in ("generations", "edits", "score"))

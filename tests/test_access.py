@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from live import INVALID
 from starlette.types import Message
 from typer.testing import CliRunner
 
@@ -29,16 +29,8 @@ from service.rate import Rate, read_rate
 from service.settings import Settings
 from service.state import Service
 
-INVALID = "invalid_request_error"
 ORIGIN = "https://page.example"
 PREFLIGHT = {"origin": ORIGIN, "access-control-request-method": "POST"}
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the shell of whoever runs this has set does not count."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"AFT_{name.upper()}", raising=False)
 
 
 @dataclass
@@ -321,7 +313,6 @@ def test_a_burst_at_the_border_of_two_windows() -> None:
     assert made.wait("b") == 0
 
 
-@hypothesis_settings(deadline=None)
 @given(st.integers(1, 5), st.lists(st.floats(0, 45), min_size=1, max_size=60))
 def test_waiting_as_told_is_enough_and_needed(amount: int, pauses: list[float]) -> None:
     """After the wait a request is taken, shortly before it is not; a refused one costs nothing."""
@@ -449,6 +440,21 @@ def test_a_name_that_a_page_made_up() -> None:
     assert call(make(allowed_hosts=["evil.example"]), host="evil.example").status == 200
     assert call(make(api_keys=["sesame"]), host="evil.example", authorization="Bearer sesame").status == 200
     assert call(make(api_keys=["sesame"]), host=None, authorization="Bearer sesame").status == 200
+
+
+def test_a_page_of_another_origin_makes_nobody_post() -> None:
+    """403 for forms, too, which browsers send without asking; not for our own pages, allowed ones, or with keys."""
+    app, scored = make(), {"method": "POST", "path": "/v1/images/score", "content_type": "multipart/form-data"}
+    for origin in (ORIGIN, "null", "http://localhost:8001", "https://localhost:8000.evil.example", ""):
+        refused = call(app, **scored, origin=origin, receive=unread)
+        refused.check(403, INVALID, "forbidden_origin")
+    assert rejections(app) == {"forbidden_origin": 5}
+    assert call(app, **scored).status == 400  # no page: the form is read, and is none
+    assert call(app, **scored, origin="http://localhost:8000").status == 400
+    assert call(app, origin=ORIGIN).status == 200  # what is read is no harm: a page cannot read the answer
+    assert call(make(cors_origins=[ORIGIN]), **scored, origin=ORIGIN).status == 400
+    assert call(make(cors_origins=["*"]), **scored, origin=ORIGIN).status == 400
+    assert call(make(api_keys=["sesame"]), **scored, origin=ORIGIN, authorization="Bearer sesame").status == 400
 
 
 def test_no_host_or_two() -> None:

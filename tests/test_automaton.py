@@ -30,7 +30,7 @@ def first_stop(written: Sequence[bytes], strings: Sequence[bytes]) -> int | None
     return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(STRINGS, TOKENS)
 def test_accepts_with_the_first_token_that_completes_a_stop(strings: list[bytes], tokens: list[int]) -> None:
     """And not before, across any token borders, stops inside stops and inside tokens included."""
@@ -45,7 +45,6 @@ def test_accepts_with_the_first_token_that_completes_a_stop(strings: list[bytes]
     assert accepted == first_stop([WRITTEN[token] for token in tokens], strings)
 
 
-@settings(deadline=None)
 @given(STRINGS, st.booleans())
 def test_begin_and_end_in_every_state(strings: list[bytes], ignore_end: bool) -> None:
     """Begin writes nothing and is never drawn; end stops, or is not drawn where it is ignored; all else may be."""
@@ -66,7 +65,7 @@ def test_without_strings_only_end_stops() -> None:
     assert set(np.delete(table[0], [BEGIN, END]).tolist()) == {0}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text("ab日é ", min_size=1, max_size=3), st.text("ab日é ", max_size=30))
 def test_real_tokenizers(stop: str, text: str) -> None:
     """Bytes, and characters of which some are spelled in bytes: the stop is found where the text first holds it."""

@@ -10,7 +10,7 @@ import checkpoints_for_tests as tiny
 import pytest
 from typer.testing import CliRunner
 
-from model import bench
+from model import bench, machine
 from model.checkpoint import Checkpoint
 from model.config import preset
 from model.network import Network
@@ -182,3 +182,11 @@ def test_which_runtime(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_this_build_has_the_native_runtime() -> None:
     """Where tests run there is a compiler: torch in silence would be a defect."""
     assert choice.choose()[0] == "native"
+
+
+def test_facts_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image: measurements are not lost for a missing program."""
+    monkeypatch.setenv("PATH", "")
+    known = machine.facts()
+    assert known["commit"] == ""
+    assert known["cpu"]

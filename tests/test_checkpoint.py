@@ -136,6 +136,10 @@ def test_fingerprint_differs_where_the_model_does(folder: Path, tmp_path: Path) 
     assert Checkpoint(folder).fingerprint == known
     edit(folder, lambda config: config["model"].update(activation="gelu"))
     assert Checkpoint(folder).fingerprint not in fingerprints
+    pictures = tiny.pictures(tmp_path / "pictures")
+    known = Checkpoint(pictures).fingerprint
+    edit(pictures, lambda config: config["labels"].reverse())  # each id means another label
+    assert Checkpoint(pictures).fingerprint != known
 
 
 def write_text(name: str, text: str) -> Callable[[Path], None]:
@@ -305,6 +309,17 @@ def test_a_failed_swap_leaves_the_old_checkpoint(folder: Path, monkeypatch: pyte
             with pytest.raises(OSError, match="Input/output"):
                 tiny.characters(folder, seed=1)
         assert Checkpoint(folder).fingerprint == before, f"rename {failing}"
+
+
+def test_a_link_stays_a_link(folder: Path, tmp_path: Path) -> None:
+    """What it leads to is replaced."""
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    before = Checkpoint(folder).fingerprint
+    tiny.characters(link, seed=1)
+    assert link.is_symlink()
+    assert Checkpoint(folder).fingerprint == Checkpoint(link).fingerprint != before
+    assert names(tmp_path) == ["link", "sound"]
 
 
 def test_find(tmp_path: Path) -> None:

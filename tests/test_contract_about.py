@@ -17,13 +17,12 @@ import checkpoints_for_tests
 import httpx
 import pytest
 from fake_runtime import FakeRuntime
-from live import Process, assert_error, fake_loader, serve, serve_app
+from live import INVALID, Process, assert_error, fake_loader, serve, serve_app
 
 from model.config import preset
 from service.metrics import Metrics
 from service.settings import Settings
 
-INVALID = "invalid_request_error"
 JSON = "application/json"
 BODIES = {
     "/v1/completions": JSON,

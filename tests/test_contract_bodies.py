@@ -164,7 +164,7 @@ def check(body: dict[str, Any], model: Served) -> None:
                 scheduler.remove(generation)
 
 
-quick = examples(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+quick = examples(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 @quick
@@ -181,7 +181,7 @@ def test_any_value_near_a_fields_range(body: dict[str, Any]) -> None:
     check(body, served())
 
 
-@examples(deadline=None, max_examples=60)
+@examples(max_examples=60)
 @given(PROMPTS)
 def test_any_prompt_of_a_model_that_ends(prompt: Any) -> None:
     """What does not fit into its positions is refused before it runs."""
@@ -200,3 +200,21 @@ def test_any_prompt_of_a_model_that_ends(prompt: Any) -> None:
 def test_some_bodies(body: dict[str, Any]) -> None:
     """Borders that chance seldom meets."""
     check(body, served())
+
+
+def test_samples_share_what_they_read() -> None:
+    """A prompt is kept once, however many samples it has; nor is it once for each of their targets."""
+    body = CompletionRequest(model="m", prompt=["abc", "de"], n=3, max_tokens=3, echo=True, logprobs=0)
+    made = make_generations(body, served(), TOKENIZER, SETTINGS)
+    assert len(made) == 6
+    assert len({id(generation.prompt) for generation in made}) == 2
+    assert len({id(generation.targets) for generation in made}) == 2
+
+
+def test_many_prompts_may_be_scored_and_few_samples() -> None:
+    """The larger limit is of prompts: samples of a prompt that is only read would be its copies."""
+    many = CompletionRequest(model="m", prompt=["a"] * 16, max_tokens=0, echo=True, logprobs=0)
+    assert len(make_generations(many, served(), TOKENIZER, SETTINGS)) == 16
+    copies = CompletionRequest(model="m", prompt=["a"] * 7, n=2, max_tokens=0, echo=True, logprobs=0)
+    with pytest.raises(ApiError, match="14 choices, at most 7"):
+        make_generations(copies, served(), TOKENIZER, SETTINGS)

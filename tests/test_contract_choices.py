@@ -13,7 +13,7 @@ import checkpoints_for_tests
 import httpx
 import pytest
 from fake_runtime import FakeRuntime, expected, target_logprob
-from live import Client, assert_error, fake_loader, make_checkpoints, serve_app, text_of, wait_until
+from live import INVALID, Client, assert_error, fake_loader, make_checkpoints, serve_app, text_of, wait_until
 
 from model.automaton import stops
 from model.runtime.base import Draw, Job
@@ -23,7 +23,6 @@ from model.tokenizer import Bytes
 from service.loading import load_models
 from service.request import Generation
 
-INVALID = "invalid_request_error"
 BASE: dict[str, Any] = {"model": "fake0", "prompt": "ab", "max_tokens": 12, "seed": 7}
 REAL: dict[str, Any] = {"model": "tiny", "prompt": "Speak", "max_tokens": 40, "seed": 7}
 
@@ -498,6 +497,7 @@ def test_a_deadline_in_the_queue() -> None:
         wait_until(lambda: client.metric("aft_requests_waiting") == 0)
         assert client.metric("aft_requests_total", outcome="timeout") == 2
         client.service.engine.cancel(occupant)
+        client.service.settings.deadline_seconds = 0
         assert texts_of(client) == [expected("ab", 7, 12)]
 
 
@@ -520,6 +520,7 @@ def test_a_deadline_that_passes_while_it_runs() -> None:
         assert client.metric("aft_requests_total", outcome="timeout") == 2
         assert client.metric("aft_requests_total") == 2
         assert client.metric("aft_client_disconnects_total") == 0
+        client.service.settings.deadline_seconds = 0
         assert texts_of(client) == [expected("ab", 7, 12)]
 
 

@@ -7,6 +7,8 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,11 +20,13 @@ import openai
 import pytest
 from fake_runtime import FakeRuntime, expected
 from live import (
+    INVALID,
     Client,
     Process,
     assert_error,
     events,
     fake_loader,
+    free_port,
     make_checkpoints,
     serve,
     serve_app,
@@ -30,11 +34,11 @@ from live import (
     wait_until,
 )
 
+from model.automaton import Automaton, stops
 from service.engine import Served
 from service.metrics import Metrics
 from service.settings import Settings
 
-INVALID = "invalid_request_error"
 BASE: dict[str, Any] = {"model": "tiny", "prompt": "Speak", "max_tokens": 12, "seed": 7}
 
 
@@ -378,22 +382,47 @@ def test_a_full_queue(fake: tuple[Client, FakeRuntime]) -> None:
             assert b"200 OK" in sock.recv(4000)
 
 
-def test_no_request_stops_the_loop(fake: tuple[Client, FakeRuntime]) -> None:
-    """The longest stops that are taken: others are answered meanwhile."""
+def test_no_request_stops_the_loop(fake: tuple[Client, FakeRuntime], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest stops that are taken take a moment: others are answered meanwhile."""
     client, _ = fake
-    stops = ["".join(chr(97 + (i * j * j + j) % 26) for j in range(64)) for i in range(16)]
-    body = {"model": "fake0", "prompt": "a", "seed": 0, "max_tokens": 5, "stop": stops}
-    answers: list[httpx.Response] = []
-    thread = threading.Thread(target=lambda: answers.append(httpx.post(f"{client.url}/v1/completions", json=body)))
-    thread.start()
-    slowest = 0.0
-    while thread.is_alive():
+    answered: list[int] = []
+
+    def slowly(*arguments: Any, **options: Any) -> Automaton:
+        answered.append(httpx.get(f"{client.url}/livez", timeout=5).status_code)
+        return stops(*arguments, **options)
+
+    monkeypatch.setattr("service.completion.stops", slowly)
+    longest = ["".join(chr(97 + (i * j * j + j) % 26) for j in range(64)) for i in range(16)]
+    answer = client.post({"model": "fake0", "prompt": "a", "seed": 0, "max_tokens": 5, "stop": longest})
+    assert answer.json()["choices"][0]["text"] == expected("a", 0, 5)
+    assert answered == [200]
+
+
+def test_an_unlimited_stream_ends_after_the_servers_time() -> None:
+    """AFT_MAX_STREAM_SECONDS: with an ordinary end, as at a limit of tokens."""
+    with serve_app(fake_loader(FakeRuntime(1, seconds_per_token=0.001)), max_stream_seconds=1) as client:
         began = time.monotonic()
-        assert client.http.get("/livez").status_code == 200
-        slowest = max(slowest, time.monotonic() - began)
-        time.sleep(0.005)
-    assert answers[0].json()["choices"][0]["text"] == expected("a", 0, 5)
-    assert slowest < 0.5
+        chunks = client.stream({"model": "fake0", "prompt": "a", "max_tokens": None})
+        assert 1 <= time.monotonic() - began < 20
+    assert [choice["finish_reason"] for choice in chunks[-1]["choices"]] == ["length"]
+    assert len(text_of(chunks)) > 10
+
+
+def test_an_engine_that_hangs_takes_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 of its own code, /readyz says why; as soon as a step ends, all is as before."""
+    monkeypatch.setattr("service.engine.STALL_SECONDS", 0.05)
+    runtime = FakeRuntime(1)
+    with serve_app(fake_loader(runtime)) as client:
+        runtime.gate.clear()
+        with client.send({"model": "fake0", "prompt": "a", "max_tokens": 2}):
+            wait_until(lambda: client.http.get("/readyz").status_code == 503)
+            assert client.http.get("/readyz").text == "the engine does not step\n"
+            response = client.post({"model": "fake0", "prompt": "a", "max_tokens": 2})
+            assert_error(response, 503, "unavailable_error", "engine_stalled", None, "does not step")
+            assert response.headers["retry-after"] == "5"
+            assert client.http.get("/livez").status_code == 200
+            runtime.gate.set()
+            wait_until(lambda: client.http.get("/readyz").status_code == 200)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -613,3 +642,84 @@ def test_a_second_signal_ends_at_once(checkpoints: Path, second: int) -> None:
         assert status == 0
         assert time.monotonic() - began < 5
         assert "Traceback" not in stderr
+
+
+SLOW_LOAD = """
+import sys, time
+from service import app, server
+from service.settings import Settings
+app.create_app.__kwdefaults__["load"] = lambda *_: time.sleep(60)
+sys.exit(server.serve(Settings(port=int(sys.argv[1]))))
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_while_models_are_loaded(signals: int) -> None:
+    """Nobody waits for them: exit 0, after one signal or two."""
+    client = Client(free_port())
+    process = subprocess.Popen([sys.executable, "-c", SLOW_LOAD, str(client.port)], stderr=subprocess.PIPE, text=True)
+
+    def opened() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return client.http.get("/readyz").text == "the models are being loaded\n"
+        return False
+
+    try:
+        wait_until(opened)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        client.close()
+    assert process.returncode == 0
+    assert "Traceback" not in stderr
+
+
+def connections(port: int, peer: int) -> int:
+    """Of a server's port with one of its clients, as the kernel has them, in whatever state."""
+    wanted = [f":{port:04X}", f":{peer:04X}"]
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum([address[-5:] for address in line.split()[1:3]] == wanted for line in lines)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel is not Linux")
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_reader_that_is_gone_leaves_no_connection(checkpoints: Path, stream: bool) -> None:
+    """Though what it was sent waits in the kernel, and a whole answer is no longer anybody's request."""
+    body = {**BASE, "max_tokens": None, "stream": True} if stream else {**BASE, "prompt": "a" * 900_000, "echo": True}
+    with serve(checkpoints, stalled_reader_seconds=1) as process, process.send(body) as sock:
+        peer = sock.getsockname()[1]
+        wait_until(lambda: process.metric("aft_requests_total", endpoint="completions") == 1, 60)
+        assert process.metric("aft_client_disconnects_total") == stream
+        wait_until(lambda: not connections(process.port, peer))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"nothing\r\n\r\n", b"GET / HTTP/1.1\r\nhost localhost\r\n\r\n", b"\x16\x03\x01\r\n\r\n"]
+)
+def test_what_is_no_http(server: Process, raw: bytes) -> None:
+    """A 400 of the one shape, with an id, and the end of the connection."""
+    with server.connect() as sock:
+        sock.sendall(raw)
+        answer = b""
+        while part := sock.recv(4096):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"x-request-id: " in head
+    error = json.loads(body)["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert (error["type"], error["code"]) == (INVALID, "invalid_http")
+
+
+def test_refused_requests_are_their_models(fake: tuple[Client, FakeRuntime]) -> None:
+    """In the metrics, once the model is known; not under a name that a client made up."""
+    client, _ = fake
+    assert client.post({"model": "fake0", "prompt": "a", "max_tokens": 10**9}).status_code == 400
+    assert client.http.post("/v1/tokenize", json={"model": "fake0", "prompt": "a"}).status_code == 200
+    assert client.post({"model": "made-up", "prompt": "a"}).status_code == 404
+    assert client.metric("aft_requests_total", model="fake0", endpoint="completions", outcome="rejected") == 1
+    assert client.metric("aft_requests_total", model="fake0", endpoint="tokenize", outcome="stop") == 1
+    assert client.metric("aft_requests_total", model="") == 1
+    assert client.metric("aft_requests_total", model="made-up") == 0

@@ -16,14 +16,13 @@ import numpy as np
 import openai
 import pytest
 from fake_runtime import FakeRuntime, expected, target_logprob
-from live import Client, Process, assert_error, fake_loader, named_events, serve, serve_app, wait_until
+from live import INVALID, Client, Process, assert_error, fake_loader, named_events, serve, serve_app, wait_until
 from pictures_for_tests import (
     BASE,
     EDITS,
     FORM,
     GENERATIONS,
     HEAD,
-    INVALID,
     PICTURE,
     SCORE,
     edit,
@@ -154,7 +153,7 @@ def test_defaults_change_nothing(server: Process, changes: dict[str, Any]) -> No
         ({"top_p": 0}, "top_p", ["0"]),
         ({"top_k": -1}, "top_k", ["0"]),
         ({"seed": 2**63}, "seed", []),
-        ({"stream": True, "n": 2}, None, ["n must be 1"]),
+        ({"stream": True, "n": 2}, "n", ["must be 1"]),
         ({"stream": True, "partial_images": 4}, "partial_images", ["3"]),
         ({"partial_images": 1}, None, ["stream"]),
         ({"input_fidelity": "high"}, "input_fidelity", ["unknown field"]),

@@ -11,7 +11,7 @@ from typing import Any
 import checkpoints_for_tests
 import pytest
 from fake_runtime import FakeRuntime, expected, likeliest, target_logprob
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from live import Client, assert_error, fake_loader, make_checkpoints, serve_app, wait_until
 
@@ -486,7 +486,6 @@ MIXED = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(MIXED | st.text(alphabet="aé€😀\ufffd", max_size=6).map(lambda text: list(text.encode())))
 def test_offsets_of_any_bytes(raw: list[int]) -> None:
     """Where in the text a token's character stands, whatever is broken before it."""

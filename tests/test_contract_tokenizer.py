@@ -11,13 +11,12 @@ import checkpoints_for_tests
 import httpx
 import pytest
 from fake_runtime import FakeRuntime
-from live import Client, Process, assert_error, fake_loader, serve, serve_app
+from live import INVALID, Client, Process, assert_error, fake_loader, serve, serve_app
 
 from model.config import Raster
 from model.pixels import PixelCodec
 from model.tokenizer import Bytes, Characters, train_characters
 
-INVALID = "invalid_request_error"
 TEXTS = ["", "Speak", "Çà, 日本 🙂\n", "a\0b\u2581c\ue000\u2028", " two  spaces ", "<|begin|>\n", "</s>"]
 BEGIN, END = "<|begin|>", "<|end|>"
 

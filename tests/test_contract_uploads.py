@@ -10,12 +10,11 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from live import Process, assert_error, serve
+from live import INVALID, Process, assert_error, serve
 from pictures_for_tests import (
     BASE,
     EDITS,
     FORM,
-    INVALID,
     PICTURE,
     SCORE,
     edit,

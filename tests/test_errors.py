@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service import errors
@@ -64,7 +64,6 @@ def test_messages_name_what_matters() -> None:
     assert errors.model_not_found("x", []).message.endswith("none")
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec=None)))
 def test_input_is_repeated_bounded_and_encodable(text: str) -> None:
     """Whatever a model was called."""

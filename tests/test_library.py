@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,25 @@ def test_draws_after_the_end_and_with_other_stops(loaded: model.Text, stream: mo
     assert written((2, [stop]), (9, ["never" * 9])) == text[2:11]
     assert written((2, [stop]), (9, [stop])) == text[2]
 
+    def after(change: Callable[[model.Stream], model.Stream]) -> str:
+        """What is written with the same stop once it has begun, and something else has happened."""
+        begun = stream.fork()
+        begun.write(2, params=letters, stop=[stop])
+        other = change(begun)
+        drawn = other.write(9, params=letters, stop=[stop])
+        for each in {begun, other}:
+            each.close()
+        return loaded.tokenizer.decode(drawn)
+
+    assert after(lambda begun: begun.fork()) == text[2]
+    assert after(lambda begun: loaded.stream(begun.export())) == text[2]
+
+    def fed(begun: model.Stream) -> model.Stream:
+        begun.feed(text[2])  # it stands in the text, but it was not drawn
+        return begun
+
+    assert after(fed) == text[3:12]
+
 
 def test_where_nothing_may_be_drawn(loaded: model.Text, stream: model.Stream) -> None:
     """An error, and the stream is as it was."""
@@ -135,7 +154,7 @@ def test_places(loaded: model.Text) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"\xff\xff\xff\xff", b"\x02\0\0\0[]", b"\x05\0\0\0[999]", b"\x03\0\0\0[1]rest"]
+    "damage", [b"", b"\xff\xff\xff\xff", b"\x02\0\0\0[]", b"\x0c\0\0\0[[999], null]", b"\x0a\0\0\0[[1],null]rest"]
 )
 def test_damaged_states(loaded: model.Text, damage: bytes) -> None:
     """Refused by name, and no place is lost."""

@@ -365,6 +365,17 @@ def test_against_the_service(tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_build_is_that_of_the_model_measured(tmp_path: Path) -> None:
+    """Not of the first one that the server names."""
+    with live.serve_app(live.fake_loader(FakeRuntime(1), FakeRuntime(1))) as client:
+        status, said = bench(
+            client.url, "--model", "fake1", "--requests", 1, "--max-tokens", 2, "--json", tmp_path / "out.json"
+        )
+        assert status == 0, said
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["model"], found["server"]["model"]) == ("fake1", "fake1")
+
+
 def test_ignore_eos_where_the_service_knows_it() -> None:
     """Read from its description, written there or referred to."""
     from service.load.client import _knows_ignore_eos

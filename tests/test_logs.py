@@ -33,13 +33,6 @@ FIELDS = {
 SECRET = "my-own-words"
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the shell of whoever runs this has set does not count."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"AFT_{name.upper()}", raising=False)
-
-
 # lines
 
 
@@ -237,6 +230,8 @@ def test_probes(caller: Caller) -> None:
     line = asyncio.run(caller.request(app, "GET", "/readyz"))
     assert (line["status"], line["path"]) == (503, "/readyz")
     assert counted(app) == {}
+    asyncio.run(caller.request(app, "POST", "/metrics"))  # that is none of theirs
+    assert list(counted(app).values()) == [1]
 
 
 @pytest.mark.parametrize(

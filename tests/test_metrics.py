@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,7 +27,6 @@ def samples(registry: CollectorRegistry) -> Samples:
     }
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), VALUES, st.integers(1, 300)), max_size=12))
 def test_a_burst_is_so_many_observations(bursts: list[tuple[str, float, int]]) -> None:
     """Equal to a Histogram that observes each one: buckets, sum and count, by label."""

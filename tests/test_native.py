@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs_for_tests import forge, one, prompt, same
+from jobs_for_tests import PENALISED, forge, one, prompt, same
 from native_for_tests import (
     LENGTH,
     SHAPES,
@@ -43,8 +43,6 @@ from model.runtime.base import Done, Draw, Job, StateError, Stop
 from model.runtime.eager import EagerRuntime
 from model.runtime.native.runtime import NativeRuntime
 from model.sampling import SamplingParams, log_softmax
-
-PENALISED = SamplingParams(seed=5, frequency_penalty=0.7, presence_penalty=0.4, repetition_penalty=1.3, top_p=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +299,7 @@ def test_run_lets_other_threads_work(checkpoints: Checkpoints) -> None:
 WORDS = [0, 1, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x7FC07FC0, 0x80000000, 0xFFFFFFFF]  # of a state: the extremes
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.sampled_from(list(SHAPES)), st.data())
 def test_states_of_any_numbers_are_restored_and_run(pool: Pool, shape: str, data: st.DataObject) -> None:
     """Made-up arrays behind a right hash, at any position: nothing breaks, and the others do not notice."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
@@ -310,7 +310,6 @@ def check(raw: bytes) -> None:
         assert all(request.stops)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES, max_size=8))
 def test_any_object(fields: dict[str, Any]) -> None:
     """Whatever the fields hold."""
@@ -318,14 +317,12 @@ def test_any_object(fields: dict[str, Any]) -> None:
     check(json.dumps({**fields, **GOOD}).encode())
 
 
-@settings(deadline=None)
 @given(NAMES.filter(lambda n: n not in GOOD), VALUES)
 def test_any_value_of_one_field(name: str, value: Any) -> None:
     """One strange field in a body that is otherwise good: this is what gets deepest."""
     check(json.dumps({**GOOD, name: value}).encode())
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60) | VALUES.map(lambda v: json.dumps(v).encode()))
 def test_any_bytes(raw: bytes) -> None:
     """Whatever the body holds."""

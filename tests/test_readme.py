@@ -1,6 +1,7 @@
 """README's examples, word for word, against the server that its first command starts."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from model import data
+from model import data, emoji
 
 ROOT = Path(__file__).parents[1]
 READY = "http://127.0.0.1:8000/readyz"
@@ -97,6 +98,9 @@ def test_own_text_in_two_commands(tmp_path: Path) -> None:
             assert b'"text":"' in answer.read()
 
 
-def test_corpus_of_the_shipped_model_is_known() -> None:
-    """What README says the shipped model was trained on can be fetched by name."""
-    assert "shakespeare" in data.CORPORA
+def test_what_shipped_models_were_trained_on_is_known() -> None:
+    """It can be fetched by name."""
+    for config in (ROOT / "checkpoints").glob("*/config.json"):
+        recipe = json.loads(config.read_text())["training"]["recipe"]
+        known = set(data.CORPORA) if recipe["kind"] == "text" else set(emoji.SETS)
+        assert {recipe["corpus"], recipe["extra"] or recipe["corpus"]} <= known

@@ -52,6 +52,9 @@ def test_bad_field_is_named(tmp_path: Path, line: str, field: str) -> None:
         ('kind = "image"\ncarry = 2', "an image is one window"),
         ('kind = "image"\nextra = "z"', "extra is text"),
         ("carry = 3\nsave_every = 100", "save_every 100 is no multiple of carry 3"),
+        ("[model]\nvocab_size = 300", "model: vocab_size follows from the data"),
+        ('kind = "image"\n[model]\nmax_model_len = 9', "model: max_model_len follows from the data"),
+        ('[model]\nname = "z"', "model: name is no field of a model"),
     ],
 )
 def test_a_rule_of_several_fields(tmp_path: Path, lines: str, words: str) -> None:

@@ -16,7 +16,7 @@ import checkpoints_for_tests as tiny
 import numpy as np
 import pytest
 import torch
-from jobs_for_tests import forge, one, prompt, rehash, same
+from jobs_for_tests import BAD, PENALISED, forge, one, prompt, rehash, same
 
 from model import weights
 from model.automaton import ACCEPT, Automaton, stops
@@ -27,7 +27,6 @@ from model.sampling import SamplingParams, draw, log_softmax, penalised
 
 SLOTS = 20  # two tiles, the second one partly used
 LATER = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35]
-PENALISED = SamplingParams(seed=5, frequency_penalty=0.7, presence_penalty=0.4, repetition_penalty=1.3, top_p=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -346,24 +345,6 @@ def test_an_ended_stream_leaves_its_mates_alone(tmp_path: Path, bias_rank: int) 
     done, longer = runtime.run([job, Job(1, prompt(12), draw=Draw(SamplingParams(seed=1), 99))])
     same(done, alone)
     assert (len(longer.drawn), longer.stopped) == (5, Stop.LENGTH)
-
-
-HOW = Draw(SamplingParams(), 1)
-FOREIGN = Automaton(np.zeros((2, 5), np.int32))
-BAD: dict[str, tuple[Job, str]] = {
-    "slot": (Job(SLOTS, [1]), f"slot {SLOTS} is outside 0 ... {SLOTS - 1}"),
-    "negative slot": (Job(-1, [1]), "slot -1 is outside"),
-    "no tokens": (Job(1, []), "slot 1: a job consumes at least one token"),
-    "token": (Job(1, [0, 258]), "slot 1: token 258 is outside the vocabulary of 258"),
-    "negative token": (Job(1, [-1]), "slot 1: token -1 is outside"),
-    "target": (Job(1, [1], [999]), "slot 1: token 999 is outside"),
-    "number of targets": (Job(1, [1, 2], [1]), "slot 1: 1 targets for 2 tokens"),
-    "no targets": (Job(1, [1], []), "slot 1: 0 targets for 1 tokens"),
-    "max_new": (Job(1, [1], draw=dataclasses.replace(HOW, max_new=0)), "slot 1: max_new is 0, at least 1"),
-    "automaton": (Job(1, [1], draw=dataclasses.replace(HOW, automaton=FOREIGN)), "automaton is of another vocabulary"),
-    "bias": (Job(1, [1], draw=Draw(SamplingParams(logit_bias={258: 1.0}), 1)), "logit_bias names 258"),
-    "twice": (Job(0, [1]), "a slot may have one job in a call, given [0, 0]"),
-}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -39,7 +39,6 @@ def test_philox_gives_the_known_answers(counter: str, key: str, result: str) -> 
     assert philox(words(counter), words(key)) == words(result)  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 9))
 def test_uniform_is_53_bits_of_philox(seed: int, sample: int, position: int, number: int) -> None:
     """Counter = (position, sample, draw), key = seed, in two's complement; the result lies in [0, 1)."""
@@ -67,7 +66,6 @@ def test_uniform_fills_the_interval() -> None:
     assert ((counts - 256) ** 2 / 256).sum() < 156
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_log_softmax(row: list[float]) -> None:
     """Float64 logarithms of exp(x) / sum exp(x), row by row."""
@@ -95,7 +93,6 @@ def penalties(draw_of: st.DrawFn) -> tuple[list[float], list[int], list[bool], S
     return row, counts, seen, params
 
 
-@settings(deadline=None)
 @given(penalties())
 def test_penalties_and_bias_by_a_loop(case: tuple[list[float], list[int], list[bool], SamplingParams]) -> None:
     """Repetition first, then frequency and presence, then the bias; -100 forbids; the logits stay as they were."""
@@ -143,7 +140,7 @@ SCORES = st.lists(st.integers(-12, 12).map(lambda n: n / 2) | st.just(-math.inf)
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     SCORES,
     st.sampled_from([0.01, 0.7, 1.0, 2.0]),
@@ -203,7 +200,6 @@ def test_order_top_k_before_top_p_before_min_p() -> None:
     assert np.flatnonzero(truncate(row, SamplingParams(min_p=0.6, temperature=0.5))).tolist() == [1]
 
 
-@settings(deadline=None)
 @given(SCORES, st.integers(0, 10_000))
 def test_draw_inverts_the_cumulative_sum(scores: list[float], position: int) -> None:
     """The first token whose cumulative weight exceeds the random number; greedy takes the largest."""
@@ -267,12 +263,9 @@ def test_nothing_to_draw_is_an_error(row: list[float], params: SamplingParams) -
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_p=0.5)])
 def test_an_infinite_score_draws_no_token_outside_the_vocabulary(params: SamplingParams) -> None:
-    """Plus infinity is refused, or is the token that is drawn."""
-    try:
-        token = draw(np.array([0.0, math.inf, 1.0]), params, 0)
-    except ValueError:
-        return
-    assert token == 1
+    """Plus infinity is refused: it is no probability."""
+    with pytest.raises(ValueError, match="no token may be drawn"):
+        draw(np.array([0.0, math.inf, 1.0]), params, 0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-3, 1.0, 1e6])

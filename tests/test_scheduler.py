@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from fake_runtime import FakeRuntime
 
@@ -473,7 +475,21 @@ def test_the_rest_of_an_admitted_request_is_never_refused() -> None:
     s.add(make("0"), make("1"))
     s.add(make("2"), force=True)
     assert [g.id for g in s.waiting] == ["0", "1", "2"]
-    assert s.capacity == 2
+    assert s.room("") == 2
+
+
+def test_a_guided_drawing_takes_two_slots_of_those_that_are_free() -> None:
+    """What finds none waits, and there are so many places to wait; a request that never fits is known."""
+    s = scheduler(slots=3, queue=0)
+    guided = [dataclasses.replace(make(str(i)), guide=[1, 2, 3], guidance=2.0) for i in range(3)]
+    assert (s.room(""), s.room("", 2)) == (3, 1)
+    with pytest.raises(QueueFullError):
+        s.add(*guided[:2])
+    s.add(guided[0])
+    s.schedule(0.0)
+    with pytest.raises(QueueFullError):
+        s.add(guided[1])
+    s.add(make("one slot"))
 
 
 def test_a_paused_generation_has_no_job() -> None:

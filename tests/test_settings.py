@@ -14,13 +14,6 @@ from service.cli import app
 from service.settings import Settings
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the shell of whoever runs this has set does not count."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"AFT_{name.upper()}", raising=False)
-
-
 def test_defaults() -> None:
     """Those of the contract."""
     settings = Settings()

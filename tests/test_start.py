@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import weights
+from model.checkpoint import Checkpoint
 from model.config import ModelConfig, Raster, preset
 from model.network import Network
 from model.pixels import PixelCodec
@@ -67,3 +68,31 @@ def test_more_styles_are_no_other_shape(start: tuple[Network, Path]) -> None:
     more = codec(styles="st")
     with pytest.raises(ValueError, match="another shape"):
         begin_with(network(more, dim=64), more, start[1])
+
+
+@torch.inference_mode()
+def test_names_are_new(tmp_path: Path) -> None:
+    """A model that knew none reads them: pixels and conditions keep their meaning, and letters differ a little."""
+    plain_raster = Raster(height=4, width=4)
+    known_codec, named = PixelCodec(plain_raster, ["a", "b"], ["s"]), codec(styles="st")
+    torch.manual_seed(1)
+    known = Network(preset("tiny", known_codec.vocab_size, raster=plain_raster.model_dump(), max_model_len=48)).eval()
+    weights.save(known, known_codec, tmp_path / "known", {})
+    grown = Network(preset("tiny", named.vocab_size, raster=RASTER.model_dump(), max_model_len=RASTER.positions)).eval()
+    begin_with(grown, named, tmp_path / "known")
+    before = weights.load(Checkpoint(tmp_path / "known")).embed.value.weight
+    after = grown.embed.value.weight
+    assert torch.equal(after[:256], before[:256])
+    assert torch.equal(after[named.condition("b", "s")], before[known_codec.condition("b", "s")])
+    assert torch.equal(after[named.condition("b", "t")], before[known_codec.condition("b")])
+    letters = after[256 + named.num_conditions :]
+    assert 0 < float((letters - before[known_codec.condition()]).abs().max()) < 0.2
+    assert len({tuple(row) for row in letters.tolist()}) == 1 + len(named.alphabet)
+    with pytest.raises(ValueError, match="another shape"):
+        begin_with(known, known_codec, save_named(grown, named, tmp_path / "named"))
+
+
+def save_named(network: Network, codec: PixelCodec, folder: Path) -> Path:
+    """What knows names, stored."""
+    weights.save(network, codec, folder, {})
+    return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.automaton import ACCEPT, stops
@@ -43,7 +43,6 @@ def before_the_stop(text: str, stop: list[str]) -> str:
     return text
 
 
-@settings(deadline=None)
 @given(LETTERS, STOPS, st.lists(st.integers(0, 120), max_size=12))
 def test_pieces_equal_the_whole(text: str, stop: list[str], places: list[int]) -> None:
     """Any stops, any cuts, also inside a character: the text before the stop, and at no time more than that."""
@@ -56,7 +55,6 @@ def test_pieces_equal_the_whole(text: str, stop: list[str], places: list[int]) -
     assert out + assembler.finish(stopped=stopped) == wanted
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40), st.lists(st.integers(0, 40), max_size=8))
 def test_bytes_that_are_no_text(raw: bytes, places: list[int]) -> None:
     """What is no UTF-8 becomes U+FFFD, the same in pieces as at once."""
@@ -65,7 +63,6 @@ def test_bytes_that_are_no_text(raw: bytes, places: list[int]) -> None:
     assert out + assembler.finish(stopped=False) == raw.decode(errors="replace")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=30), STOPS, st.lists(st.integers(0, 40), max_size=8))
 def test_stops_among_bytes_that_are_no_text(raw: bytes, stop: list[str], places: list[int]) -> None:
     """The same with stops: pieces and the whole agree, and no stop is shown."""

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.tokenizer import SPACE, Bytes, Characters, IncrementalDecoder, Tokenizer, load_tokenizer, train_characters
@@ -24,7 +24,6 @@ both = pytest.mark.parametrize("kind", TOKENIZERS)
 
 
 @both
-@settings(deadline=None)
 @given(text=TEXT | TRICKY)
 def test_round_trip(kind: str, text: str) -> None:
     """decode(encode(text)) is text, and the ids write exactly its UTF-8."""
@@ -49,7 +48,6 @@ def test_round_trip_of_known_traps(kind: str, text: str) -> None:
 
 
 @both
-@settings(deadline=None)
 @given(first=TEXT | TRICKY, second=TEXT | TRICKY)
 def test_encoding_in_pieces(kind: str, first: str, second: str) -> None:
     """A prompt and what follows it, encoded apart, are the ids of the whole."""
@@ -75,7 +73,6 @@ def test_surrogates_are_refused(kind: str, text: str, index: int) -> None:
 
 
 @both
-@settings(deadline=None)
 @given(data=st.data())
 def test_incremental_decoding(kind: str, data: st.DataObject) -> None:
     """Ids in any pieces, symbols and broken UTF-8 among them, give the text of the whole."""
@@ -99,7 +96,6 @@ def test_incremental_decoding_holds_back_what_is_incomplete() -> None:
 
 
 @both
-@settings(deadline=None)
 @given(raw=st.binary())
 def test_every_byte_string_has_ids(kind: str, raw: bytes) -> None:
     """Any bytes can be written by ids, one each; what is no UTF-8 becomes U+FFFD as Python has it."""

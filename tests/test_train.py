@@ -468,6 +468,15 @@ def test_train_writes_a_checkpoint_and_its_curve(corpus: Path, tmp_path: Path) -
     assert (tmp_path / "run" / "curve.csv").read_bytes() == (target / "curve.csv").read_bytes()
 
 
+def test_what_was_read_counts_where_the_validation_split_is_short(tmp_path: Path) -> None:
+    """Its one window is shorter than those of training."""
+    (tmp_path / "short.txt").write_text("abcdefghij" * 20)
+    trainer, _ = runs.make_trainer(make_recipe(tmp_path / "short.txt", steps=1), tmp_path / "run")
+    trainer.run(lambda _: None)
+    assert trainer.validation[0].shape[1] < 32
+    assert trainer.rows[-1]["chars"] == 8 * 32
+
+
 def test_tokenizer_choice(tmp_path: Path) -> None:
     """Characters for text, bytes for what is no UTF-8 or on request; characters of no text are refused."""
     assert runs.choose_tokenizer("text", "auto").vocab_size > 258

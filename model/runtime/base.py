@@ -91,12 +91,12 @@ class Runtime(Protocol):
     vocab_size: int
     num_slots: int
     state_bytes: int  # of one slot
-    recent_bytes: int  # of these: the last tokens, which a match model or a lookback reads; 0: none
+    recent_bytes: int  # of these: the last tokens, two bytes each; 0: none, or they are among the network's own
     weight_bytes: int  # a step reads all of them
     workspace_bytes: int  # of a step's activations, whatever the number of streams; 0: not known
     max_position: int | None  # None: no end
-    fingerprint: str  # weights + numerics: equal means equal bits
-    exact: bool  # whether equal requests give equal bits whatever runs beside them
+    fingerprint: str  # of weights and numerics: equal means that states are understood, and equal bits where ``exact``
+    exact: bool  # whether equal requests give equal bits, in any cut, whatever runs beside them, on any machine
     name: str
     isa: str  # instruction set, or device
     threads: int
@@ -116,7 +116,7 @@ class Runtime(Protocol):
         """Back to before the first position."""
         ...
 
-    def restart(self, slot: int) -> None:
+    def restart_automaton(self, slot: int) -> None:
         """Back to the automaton's first state, for draws with another one; the stream stays where it is."""
         ...
 
@@ -125,7 +125,7 @@ class Runtime(Protocol):
         ...
 
     def export(self, slot: int) -> bytes:
-        """The slot's state, canonical: equal histories give equal bytes."""
+        """The slot's state; where the runtime is exact, equal histories give equal bytes."""
         ...
 
     def restore(self, slot: int, state: bytes) -> None:
@@ -178,6 +178,25 @@ def _check_draw(slot: int, draw: Draw, runtime: Runtime) -> None:
         raise JobError(f"slot {slot}: top is {draw.top}, at least 0 is needed, and less than 2^31")
     if draw.automaton is not None and draw.automaton.next.shape[1] != runtime.vocab_size:
         raise JobError(f"slot {slot}: the automaton is of another vocabulary")
+    _check_params(slot, draw.params)
     bad = [token for token in draw.params.logit_bias if not 0 <= token < runtime.vocab_size]
     if bad:
         raise JobError(f"slot {slot}: logit_bias names {bad[0]}, the vocabulary has {runtime.vocab_size} ids")
+
+
+def _check_params(slot: int, params: SamplingParams) -> None:
+    possible = {
+        "temperature": 0 <= params.temperature < math.inf,
+        "top_p": 0 < params.top_p <= 1,
+        "top_k": 0 <= params.top_k < 2**63,
+        "min_p": 0 <= params.min_p <= 1,
+        "frequency_penalty": math.isfinite(params.frequency_penalty),
+        "presence_penalty": math.isfinite(params.presence_penalty),
+        "repetition_penalty": 0 < params.repetition_penalty < math.inf,
+        "logit_bias": not any(math.isnan(bias) or bias == math.inf for bias in params.logit_bias.values()),
+        "seed": -(2**63) <= params.seed < 2**64,
+        "sample": 0 <= params.sample < 2**32,
+    }
+    for name, is_possible in possible.items():
+        if not is_possible:
+            raise JobError(f"slot {slot}: {name} cannot be {getattr(params, name)}")

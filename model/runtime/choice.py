@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
 from pathlib import Path
 from typing import Literal
 
-from model.checkpoint import Checkpoint
+from model import conformance
+from model.checkpoint import Checkpoint, CheckpointError
 from model.runtime.base import Runtime
 
+log = logging.getLogger("aft")
 Wanted = Literal["auto", "native", "torch"]
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 ISA_VARIABLE = "AFT_ISA"  # forces an instruction set of the native runtime: avx512, avx2, sse2
@@ -49,19 +52,23 @@ def choose(wanted: Wanted = "auto") -> tuple[Literal["native", "torch"], str]:
 
 
 def open_runtime(
-    checkpoint: Checkpoint, num_slots: int, *, threads: int = 0, wanted: Wanted = "auto", match: bool = True
+    checkpoint: Checkpoint,
+    num_slots: int,
+    *,
+    threads: int = 0,
+    wanted: Wanted = "auto",
+    match: bool = True,
+    verify: bool = True,
 ) -> Runtime:
     """A runtime for a checkpoint. ``threads`` 0: all available for the native one, one for torch.
 
-    ``match``: whether the checkpoint's match model is used, where it has one.
-    CheckpointError where the weights do not fit, RuntimeMissingError where there is no such runtime.
+    ``match``: whether the checkpoint's match model is used, where it has one. ``verify``: whether the native runtime
+    must compute what is stored beside the model (model/conformance.py), where anything is.
+    CheckpointError where the weights do not fit or it does not, RuntimeMissingError where there is no such runtime.
     """
     name, _ = choose(wanted)
     if name == "native":
-        from model.runtime.native.runtime import NativeRuntime
-
-        target = os.environ.get(ISA_VARIABLE, "")
-        return NativeRuntime(checkpoint, num_slots, threads or available_cores(), target, match=match)
+        return _open_native(checkpoint, num_slots, threads or available_cores(), match=match, verify=verify)
     import torch
 
     from model.runtime.eager import EagerRuntime
@@ -69,3 +76,19 @@ def open_runtime(
     # beside an event loop a second thread of torch makes a step three times as slow (docs/benchmarks.md)
     torch.set_num_threads(threads or 1)
     return EagerRuntime(checkpoint, num_slots, match=match)
+
+
+def _open_native(checkpoint: Checkpoint, num_slots: int, threads: int, *, match: bool, verify: bool) -> Runtime:
+    """The first instruction set that computes what is stored beside the model, the fastest one as a rule."""
+    from model.runtime.native._kernel import targets
+    from model.runtime.native.runtime import NativeRuntime
+
+    forced = os.environ.get(ISA_VARIABLE, "")
+    for target in [forced] if forced else targets():
+        runtime = NativeRuntime(checkpoint, num_slots, threads, target, match=match)
+        if not verify or conformance.agrees(checkpoint, runtime):
+            return runtime
+        log.warning("%s: %s computes other bits than %s has: not used", checkpoint.name, target, conformance.FILE)
+    raise CheckpointError(
+        f"{checkpoint.name}: the native runtime computes other bits than {conformance.FILE} has: one of them is wrong"
+    )

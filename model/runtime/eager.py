@@ -42,8 +42,8 @@ class EagerRuntime:
         self._device = torch.device(device)
         self.isa, self.threads = device, torch.get_num_threads()
         self._tile = min(TILE, num_slots)
-        # the width of a tile decides which kernels torch takes, and so the last bits
-        numerics = f"{checkpoint.fingerprint_with(match=match)} torch float32 tile {self._tile}"
+        # the last bits are torch's, of its version and of a tile's width: states move all the same
+        numerics = f"{checkpoint.fingerprint_with(match=match)} torch float32"
         self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
         self._tiles = [self._network.init_state(self._tile) for _ in range(-(-num_slots // self._tile))]
         self._empty = self._network.init_state(1)
@@ -175,8 +175,8 @@ class EagerRuntime:
         self._recent[slot] = NOTHING
         self._samplers[slot] = SlotSampler.empty(self.vocab_size)
 
-    def restart(self, slot: int) -> None:
-        """The contract of ``Runtime.restart``."""
+    def restart_automaton(self, slot: int) -> None:
+        """The contract of ``Runtime.restart_automaton``."""
         self._samplers[slot].automaton_state = 0
 
     def copy(self, source: int, targets: Sequence[int]) -> None:

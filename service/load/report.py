@@ -84,7 +84,7 @@ async def _measure(wish: Wish, results: Results, lines: TextIO | None) -> None:
         return
     async with Client(wish.url, wish.key) as client:
         results.model = await client.prepare(wish.plan.model or None)
-        results.server = build(await client.metrics())
+        results.server = build(await client.metrics(), results.model)
         if wish.pid is not None and _cpu_seconds(wish.pid) is None:
             raise LoadError(f"the CPU seconds of process {wish.pid} cannot be read")
         if wish.null:
@@ -137,10 +137,10 @@ def _cpu_seconds(pid: int | None) -> float | None:
     return float(times.user + times.system)
 
 
-def build(metrics: str | None) -> dict[str, str]:
-    """What the server says of its build: version, runtime, isa, fingerprint; empty where it says nothing."""
+def build(metrics: str | None, model: str) -> dict[str, str]:
+    """What the server says of a model: version, runtime, isa, fingerprint; empty where it says nothing."""
     for name, labels in parse(metrics or ""):
-        if name == "aft_build_info":
+        if name == "aft_build_info" and dict(labels).get("model") == model:
             return dict(labels)
     return {}
 

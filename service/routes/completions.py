@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.completion import Completion, at_once, make_generations
+from service.completion import Completion, at_once, echoes, make_generations
 from service.exchange import Exchange
 from service.openapi import json_body
 from service.schema.completions import CompletionRequest
@@ -30,15 +30,16 @@ async def completions(request: Request) -> Response:
     # a large body, a long prompt or an automaton of stops takes more time than the loop has; a thread takes some, too
     small = len(raw) <= SMALL_BYTES
     body = parse(raw, CompletionRequest) if small else await asyncio.to_thread(parse, raw, CompletionRequest)
-    model, tokenizer = service.text_model(body.model)
+    model, tokenizer = service.text_model(request, body.model)
     service.ready().check_room(model.name)
     key = getattr(request.state, "key", "")
-    if small and not body.stop:
-        generations = make_generations(body, model, tokenizer, settings, key)
-    else:
-        generations = await asyncio.to_thread(make_generations, body, model, tokenizer, settings, key)
+    inline = small and not body.stop
+    asked = body, model, tokenizer, settings, key
+    generations = make_generations(*asked) if inline else await asyncio.to_thread(make_generations, *asked)
+    told = body, generations, tokenizer
+    texts = echoes(*told) if inline else await asyncio.to_thread(echoes, *told)
     exchange = Exchange(service, "completions", generations, request, at_once(model, settings, key))
-    answer = Completion(exchange, model, tokenizer, body)
+    answer = Completion(exchange, model, tokenizer, body, texts)
     if body.stream:
         return exchange.stream(answer.events())
     return await exchange.whole(answer.whole())

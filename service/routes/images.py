@@ -46,7 +46,7 @@ async def generations(request: Request) -> Response:
     settings = service.settings
     raw = await read_body(request, settings.max_body_bytes, settings.stalled_reader_seconds)
     body = await asyncio.to_thread(parse, raw, ImageRequest)
-    model, codec = service.image_model(body.model)
+    model, codec = service.image_model(request, body.model)
     return await _draw(service, request, model, codec, body, [], "images_generations")
 
 
@@ -57,7 +57,7 @@ async def edits(request: Request) -> Response:
     settings = service.settings
     form = await read_form(request, settings.max_upload_bytes, settings.stalled_reader_seconds)
     body = parse_strings(form.fields, ImageRequest)
-    model, codec = service.image_model(body.model)
+    model, codec = service.image_model(request, body.model)
     known = await asyncio.to_thread(_known_values, form, codec)
     return await _draw(service, request, model, codec, body, known, "images_edits")
 
@@ -69,7 +69,7 @@ async def score(request: Request) -> Response:
     settings = service.settings
     form = await read_form(request, settings.max_upload_bytes, settings.stalled_reader_seconds)
     body = parse_strings(form.fields, ScoreRequest)
-    model, codec = service.image_model(body.model)
+    model, codec = service.image_model(request, body.model)
     values = codec.encode(np.asarray(over_white(await asyncio.to_thread(_upload, form, "image", codec, {"image"}))))
     prompt = _prompt(codec, body)
     generation = Generation(
@@ -166,12 +166,12 @@ async def _draw(
     size = f"{codec.raster.width}x{codec.raster.height}"
     if body.size not in (None, "auto", size):
         raise errors.invalid(f"size: this model draws {size} (or auto), not {errors.clip(body.size or '')}", "size")
-    most = model.scheduler.room(getattr(request.state, "key", ""))
+    prompt, automaton = [*_prompt(codec, body), *known], values_only(codec)
+    guide = _guide(model, codec, body, prompt)
+    most = model.scheduler.room(getattr(request.state, "key", ""), 1 if guide is None else 2)
     if (body.n or 1) > most:
         raise errors.invalid(f"n: {body.n} images, at most {most} can be drawn and wait here", "n")
     seed = secrets.randbits(53) if body.seed is None else body.seed
-    prompt, automaton = [*_prompt(codec, body), *known], values_only(codec)
-    guide = _guide(model, codec, body, prompt)
     drawn = [
         Generation(
             id=f"img-{secrets.token_hex(12)}",

@@ -73,4 +73,4 @@ async def models(request: Request) -> Cards:
 async def one_model(request: Request, name: str) -> ImageCard | Card:
     """One model, or 404."""
     service: Service = request.app.state.service
-    return describe(service.model(name))
+    return describe(service.model(request, name))

@@ -114,7 +114,7 @@ def _text_model(request: Request, name: str | None) -> tuple[Served, Tokenizer]:
             known = f"one of {', '.join(names)}" if names else "but no text model is served"
             raise errors.invalid(f"model: a name is needed here, {known}", "model")
         name = names[0]
-    return service.text_model(name)
+    return service.text_model(request, name)
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, limit: int, **facts: object) -> Response:

@@ -59,8 +59,7 @@ async def read_form(request: Request, limit: int, seconds: float) -> Form:
         raise invalid("the body is no multipart form: it has no last boundary")
     form = Form()
     for name, value in sent.multi_items():
-        # some clients write the name of a list's only member as image[]
-        known = name.removesuffix("[]")
+        known = "image" if name == "image[]" else name  # as some clients write a list's only member
         if known in form.fields or known in form.files:
             raise invalid(f"field {clip(known)!r} is given twice", clip(known))
         if isinstance(value, UploadFile):

@@ -42,9 +42,9 @@ class ImageRequest(Strict):
     def check(self) -> Self:
         """Fields that need each other."""
         if self.stream and (self.n or 1) != 1:
-            raise ValueError("n must be 1 in a stream")
+            raise ValueError("n: it must be 1 in a stream")
         if self.partial_images and not self.stream:
-            raise ValueError("partial_images needs stream: true")
+            raise ValueError("partial_images: it needs stream: true")
         return self
 
 

@@ -91,8 +91,8 @@ class NativeRuntime:
         """Back to before the first position."""
         self._kernel.reset(self._checked(slot))
 
-    def restart(self, slot: int) -> None:
-        """The contract of ``Runtime.restart``."""
+    def restart_automaton(self, slot: int) -> None:
+        """The contract of ``Runtime.restart_automaton``."""
         self._kernel.restart(self._checked(slot))
 
     def copy(self, source: int, targets: Sequence[int]) -> None:

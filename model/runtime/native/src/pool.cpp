@@ -15,7 +15,7 @@ inline void pause() {
 
 }  // namespace
 
-Pool::Pool(int threads) : threads_(threads) {
+Pool::Pool(int threads) : threads_(threads), failures_(threads) {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { main(i); });
 }
 
@@ -59,15 +59,29 @@ void Pool::run(const std::function<void(int)>& work) {
     }
     work_ = &work;
     advance(epoch_);
-    work(0);
+    this->work(0);
     barrier();
+    for (auto& failure : failures_)
+        if (failure) {
+            const auto first = failure;
+            for (auto& each : failures_) each = nullptr;
+            std::rethrow_exception(first);
+        }
+}
+
+void Pool::work(int thread) noexcept {
+    try {
+        (*work_)(thread);
+    } catch (...) {
+        failures_[thread] = std::current_exception();
+    }
 }
 
 void Pool::main(int thread) {
     for (uint32_t seen = 0;; ++seen) {
         wait_while(epoch_, seen);
         if (ending_) return;
-        (*work_)(thread);
+        work(thread);
         barrier();
     }
 }

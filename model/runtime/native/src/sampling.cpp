@@ -84,7 +84,8 @@ int32_t draw(const Probability& probability, std::vector<double>& scores, const 
     for (int32_t i = 0; i < count; ++i) scores[i] = total += scores[i];
     // the product may round up to the total, which no token reaches beyond
     const double target = std::min(uniform(params.seed, params.sample, position) * total, std::nextafter(total, 0.0));
-    return int32_t(std::upper_bound(scores.begin(), scores.begin() + count, target) - scores.begin());
+    const auto index = int32_t(std::upper_bound(scores.begin(), scores.end(), target) - scores.begin());
+    return index < count ? index : -1;  // a total that is no number
 }
 
 }  // namespace aft

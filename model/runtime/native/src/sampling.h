@@ -1,4 +1,5 @@
-// What a draw is: model/sampling.py in C++, the same numbers in the same order.
+// What a draw is: model/sampling.py in C++. Sums are in one order, and exp is our own (probability.h), so that all
+// machines draw alike.
 #pragma once
 #include <cstdint>
 #include <utility>
