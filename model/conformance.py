@@ -64,8 +64,8 @@ def write(folder: Path, runtime: Runtime, network: Runtime) -> None:
     (folder / FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def compare(checkpoint: Checkpoint, runtime: Runtime, network: Runtime, deepest: int) -> tuple[list[str], list[str]]:
-    """The depths up to ``deepest``, and those at which what is computed is not what is stored.
+def compare(checkpoint: Checkpoint, runtime: Runtime, network: Runtime, *, deepest: int) -> tuple[list[str], list[str]]:
+    """The depths up to ``deepest``, and those where the model or its network computes other bits than are stored.
 
     FileNotFoundError where nothing is stored, ValueError where that is for other weights or another numerics.
     """
@@ -75,10 +75,8 @@ def compare(checkpoint: Checkpoint, runtime: Runtime, network: Runtime, deepest:
     found = digests(checkpoint, runtime, deepest)
     wrong = [depth for depth, digest in found.items() if stored["logits_sha256"].get(depth) != digest]
     if checkpoint.match is not None:
-        alone = digests(checkpoint, network, deepest).items()
-        wrong += [
-            f"{depth} (network alone)" for depth, digest in alone if stored["network_sha256"].get(depth) != digest
-        ]
+        alone, known = digests(checkpoint, network, deepest), stored["network_sha256"]
+        wrong += [f"{depth} (network alone)" for depth, digest in alone.items() if known.get(depth) != digest]
     return list(found), wrong
 
 

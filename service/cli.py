@@ -11,9 +11,9 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from service.calibration import average, calibrate
+from service.commands.calibration import average, calibrate
+from service.commands.terminal import fail, require
 from service.load.cli import serve as bench_serve
-from service.terminal import fail, require
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Checkpoints = Annotated[
@@ -88,7 +88,7 @@ def generate(
     try:
         chosen = secrets.randbits(31) if seed is None else seed
         if image is not None:
-            from service.drawing import run
+            from service.commands.drawing import run
 
             how = {"temperature": 1.0 if temperature is None else temperature, "guidance": guidance, "seed": chosen}
             run(checkpoints / (model or "emoji"), image, label, style, name, **how)
@@ -127,7 +127,7 @@ def train(
 
     from model.fetch import DataError
     from model.recipe import RecipeError, read
-    from service.training import own_recipe, run
+    from service.commands.training import own_recipe, run
 
     if threads:
         torch.set_num_threads(threads)
@@ -162,7 +162,7 @@ def evaluate(
     """Bits per character of the test split: overlapping windows, and by position through the recurrence."""
     require("an evaluation", "torch", *(["matplotlib"] if plot else []))
     from model.fetch import DataError
-    from service.evaluation import run
+    from service.commands.evaluation import run
 
     try:
         wanted = [int(depth) for depth in depths.split(",") if depth]
@@ -209,7 +209,7 @@ def bench(
 ) -> None:
     """Measure a runtime in process, beside what this machine could reach at most."""
     from model.runtime.choice import RuntimeMissingError
-    from service.benching import Wish, random_model, run
+    from service.commands.benching import Wish, random_model, run
 
     if random is not None:
         require("a model of random weights", "torch")
@@ -246,17 +246,18 @@ def conformance(
     folder = checkpoints / model
     try:
         checkpoint = Checkpoint(folder)
-        both = [open_runtime(checkpoint, 1, wanted="native", match=match, verify=False) for match in (True, False)]
+        runtime = open_runtime(checkpoint, 1, wanted="native", verify=False)
+        network = open_runtime(checkpoint, 1, wanted="native", match=False)
         if write:
-            stored.write(folder, *both)
-        found, wrong = stored.compare(checkpoint, *both, deepest)
+            stored.write(folder, runtime, network)
+        found, wrong = stored.compare(checkpoint, runtime, network, deepest=deepest)
     except FileNotFoundError:
         raise fail(f"{model} has no {stored.FILE}: aft conformance {model} --write") from None
     except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
         raise fail(str(error)) from None
     if wrong:
-        raise fail(f"{both[0].isa}: the logits after {', '.join(wrong)} positions are not those of the stored hashes")
-    typer.echo(f"{both[0].isa}: the logits after {', '.join(found)} positions are the stored ones")
+        raise fail(f"{runtime.isa}: the logits after {', '.join(wrong)} positions are not those of the stored hashes")
+    typer.echo(f"{runtime.isa}: the logits after {', '.join(found)} positions are the stored ones")
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data.")

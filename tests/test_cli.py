@@ -64,7 +64,7 @@ def small_recipe() -> Iterator[None]:
         return recipe
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.training.fit_minutes", fit)
+        patch.setattr("service.commands.training.fit_minutes", fit)
         yield
 
 

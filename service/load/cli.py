@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.terminal import fail
+from service.commands.terminal import fail
 
 
 def _numbers(text: str, name: str, least: float) -> list[float]:

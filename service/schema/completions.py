@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from model.tokenizer import utf8
+from service.schema.base import Int64, Strict
 
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 DEFAULT_MAX_TOKENS = 256
 MAX_STOPS = 16
 MAX_BIASES = 1024
@@ -107,18 +107,6 @@ LogitBias = Annotated[
         }
     ),
 ]
-
-
-class Strict(BaseModel):
-    """No coercion, no NaN, no unknown fields; null means absent."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _not_here(value: bool | None) -> bool | None:
-    if value:
-        raise ValueError("padding against guesses of length is not done here: false or null")
-    return value
 
 
 class StreamOptions(Strict):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.schema.completions import Int64, Strict
+from service.schema.base import Int64, Strict
 
 MAX_NAME = 256  # characters as they are written; a model's own limit counts those that are left of them
 

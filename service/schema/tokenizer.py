@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from service.schema.completions import Strict
+from service.schema.base import Strict
 
 # the first bad one is enough: a list of millions would make as many errors
 Ids = Annotated[list[int], Field(fail_fast=True)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.terminal import fail, require
+from service.commands.terminal import fail, require
 
 
 def calibrate(

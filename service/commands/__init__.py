@@ -1,0 +1,1 @@
+"""What `aft` does beside serving: a module a command, in lazy imports of service/cli.py."""
