@@ -13,9 +13,3 @@ class Strict(BaseModel):
     """No coercion, no NaN, no unknown fields; null means absent."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _not_here(value: bool | None) -> bool | None:
-    if value:
-        raise ValueError("padding against guesses of length is not done here: false or null")
-    return value

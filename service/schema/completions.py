@@ -109,6 +109,12 @@ LogitBias = Annotated[
 ]
 
 
+def _not_here(value: bool | None) -> bool | None:
+    if value:
+        raise ValueError("padding against guesses of length is not done here: false or null")
+    return value
+
+
 class StreamOptions(Strict):
     """Options of a stream."""
 
