@@ -157,7 +157,7 @@ class Pictures:
         self.names = [np.array(spelled(aliases, codec), np.int64) for aliases in pictures.aliases]
 
     def batch(self, step: int, size: int) -> Examples:
-        """Inputs and targets (size, H W 3) int64 of a step."""
+        """Inputs and targets (size, P + H W 3) int64 of a step; P places of a name."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), step], np.uint64)))
         chosen = rng.integers(0, len(self.pictures.images), size)
         images = self.pictures.images[chosen]

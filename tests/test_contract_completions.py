@@ -723,3 +723,22 @@ def test_refused_requests_are_their_models(fake: tuple[Client, FakeRuntime]) -> 
     assert client.metric("aft_requests_total", model="fake0", endpoint="tokenize", outcome="stop") == 1
     assert client.metric("aft_requests_total", model="") == 1
     assert client.metric("aft_requests_total", model="made-up") == 0
+
+
+def test_what_the_metrics_count(fake: tuple[Client, FakeRuntime]) -> None:
+    """One completion: each histogram has its observations, each gauge what the runtime says of itself."""
+    client, runtime = fake
+    assert client.post({"model": "fake0", "prompt": "abc", "max_tokens": 5}).status_code == 200
+    of = {"model": "fake0"}
+    for name in ("request_queue", "request_prefill", "request_duration"):
+        assert client.metric(f"aft_{name}_seconds_count", endpoint="completions", **of) == 1, name
+    assert client.metric("aft_time_to_first_token_seconds_count", **of) == 1
+    assert client.metric("aft_inter_token_latency_seconds_count", **of) == 4
+    assert client.metric("aft_token_latency_by_position_seconds_count", **of) == 4
+    assert client.metric("aft_prompt_tokens_total", **of) == 4  # with the begin symbol
+    assert client.metric("aft_generation_tokens_total", **of) == 5
+    assert client.metric("aft_memory_bytes", kind="workspace", **of) == runtime.workspace_bytes
+    assert client.metric("aft_memory_bytes", kind="weights", **of) == runtime.weight_bytes
+    assert client.metric("aft_build_info", runtime="fake", isa="none", fingerprint="fake01234567", **of) == 1
+    assert client.metric("aft_startup_seconds", phase="ready") > 0
+    assert client.metric("python_gc_collections_total") > 0

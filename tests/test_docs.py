@@ -1,4 +1,4 @@
-"""The docs name what the code has: settings, metrics, errors, and README's examples run word for word."""
+"""The docs name what the code has: settings, metrics and errors."""
 
 import re
 from pathlib import Path

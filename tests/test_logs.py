@@ -366,7 +366,8 @@ def test_a_process(tmp_path: Path) -> None:
     with serve(checkpoints, **settings) as process:
         asked = {"model": "tiny", "prompt": "Speak", "max_tokens": 4, "ignore_eos": True, "stream": True}
         assert process.post(asked).status_code == 401
-        assert process.post(asked, headers={"authorization": "Bearer sesame"}).status_code == 200
+        behind_a_proxy = {"authorization": "Bearer sesame", "x-forwarded-for": "203.0.113.9"}
+        assert process.post(asked, headers=behind_a_proxy).status_code == 200
         process.signal()
         status, stderr = process.wait()
     assert status == 0
@@ -382,4 +383,8 @@ def test_a_process(tmp_path: Path) -> None:
         (401, "rejected", "", ""), (200, "length", "anna", "tiny"),
     ]  # fmt: skip
     assert posted[0].keys() == posted[1].keys() >= FIELDS
-    assert [line["client"] for line in posted] == ["127.0.0.1"] * 2
+    assert [line["client"] for line in posted] == ["127.0.0.1", "203.0.113.9"]
+    assert (
+        len([event for event in events if re.fullmatch(r"serving \w+ on .*: weights .* slots x \d+ bytes .*", event)])
+        == 2
+    )

@@ -111,6 +111,17 @@ def test_latency_buckets(metric: str) -> None:
     assert bounds == sorted(bounds)
 
 
+@pytest.mark.parametrize(
+    ("metric", "least", "most"),
+    [("first_token", 5e-4, 10), ("duration_seconds", 5e-3, 1800), ("queue_seconds", 5e-3, 1800)],
+)
+def test_other_buckets(metric: str, least: float, most: float) -> None:
+    """What is waited for takes longer."""
+    bounds = getattr(Metrics(CollectorRegistry()), metric)._upper_bounds
+    assert (bounds[0], bounds[-2], bounds[-1]) == (least, most, float("inf"))
+    assert bounds == sorted(bounds)
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: make system-packages")
 def test_promtool_accepts_the_exposition() -> None:
     """Prometheus' own checker finds nothing to say about names, help texts and types."""

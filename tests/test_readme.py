@@ -1,4 +1,4 @@
-"""README's examples, word for word, against the server that its first command starts."""
+"""README's examples, word for word but for the port, against the server that its first command starts."""
 
 import contextlib
 import json
@@ -14,22 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from live import free_port
 
 from model import data, emoji
 
 ROOT = Path(__file__).parents[1]
-READY = "http://127.0.0.1:8000/readyz"
+PORT = free_port()  # 8000 may be taken
+URL = f"http://127.0.0.1:{PORT}"
 README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """README's fenced blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """README's fenced blocks of one language, on our port."""
+    return re.findall(rf"```{language}\n(.*?)```", README.replace("http://127.0.0.1:8000", URL), re.DOTALL)
 
 
 def ready() -> bool:
-    """Whether something serves on README's port."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(READY, timeout=1) as answer:
+    """Whether something serves on our port."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{URL}/readyz", timeout=1) as answer:
         return bool(answer.status == 200)
     return False
 
@@ -37,8 +39,8 @@ def ready() -> bool:
 @contextlib.contextmanager
 def running(command: list[str], **changes: str) -> Iterator[None]:
     """The command as a process of its own, until it is ready; ended with all that it started."""
-    assert not ready(), "port 8000 is in use"
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | changes)
+    variables = os.environ | {"AFT_PORT": str(PORT)} | changes
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=variables)
     try:
         deadline = time.monotonic() + 120
         while not ready():
@@ -61,7 +63,7 @@ def shell(command: str, **changes: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("port-8000")
+@pytest.mark.xdist_group("one-port")
 def test_the_first_command_serves_and_the_examples_run(tmp_path: Path) -> None:
     """`make serve`, then curl, the openai client for text and an image, and `aft generate`."""
     assert "    make serve\n" in README
@@ -79,7 +81,7 @@ def test_the_first_command_serves_and_the_examples_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("port-8000")
+@pytest.mark.xdist_group("one-port")
 def test_own_text_in_two_commands(tmp_path: Path) -> None:
     """`aft train` and `aft serve` as README has them, but for the minutes and the folder that they write to."""
     train, serve = blocks("sh")[2].splitlines()
@@ -90,7 +92,7 @@ def test_own_text_in_two_commands(tmp_path: Path) -> None:
     shell(f"cd {shlex.quote(str(tmp_path))} && {short}", **changes)
     with running(shlex.split(serve), **changes):
         request = urllib.request.Request(
-            "http://127.0.0.1:8000/v1/completions",
+            f"{URL}/v1/completions",
             b'{"model": "mine", "prompt": "the cat ", "max_tokens": 10, "temperature": 0}',
             {"content-type": "application/json"},
         )

@@ -23,7 +23,7 @@ LONG: dict[str, Form] = {
 
 # Times are compared too, but widely: a test shares its machine with others, and so few events have no p99.
 SHORT: dict[str, Form] = {
-    "disconnects": partial(disconnects.run, count=40, max_tokens=500, threads=1),
+    "disconnects": partial(disconnects.run, count=40, max_tokens=500, idle_seconds=10, threads=1),
     "overload": partial(
         overload.run,
         seconds=3,
@@ -35,9 +35,9 @@ SHORT: dict[str, Form] = {
         settle_seconds=0.5,
         threads=1,
     ),
-    "stalled": partial(stalled.run, stalled_seconds=2.5, max_tokens=200, factor=20, threads=1),
-    "termination": partial(termination.run, streams=16, drain_seconds=2, threads=1),
-    "second_signal": partial(termination.run, streams=16, drain_seconds=60, second=True, threads=1),
+    "stalled": partial(stalled.run, stalled_seconds=2.5, max_tokens=200, factor=20, growth_bytes=4 << 20, threads=1),
+    "termination": partial(termination.run, streams=16, drain_seconds=2, factor=5, threads=1),
+    "second_signal": partial(termination.run, streams=16, drain_seconds=60, factor=5, second=True, threads=1),
     "beside_images": partial(beside_images.run, characters=300, rounds=1, counts=(1,), factor=4, threads=1),
     "long_prompt": partial(long_prompt.run, characters=5000, rounds=1, factor=5, threads=1),
     "soak": partial(soak.run, seconds=4, warm_up=2, growth_bytes=6 << 20, flat=10, size=0.2, threads=1),

@@ -21,7 +21,13 @@ PAUSE_SECONDS = 0.3  # without a new token: the generation is paused
 FILL_SECONDS = 120.0
 
 
-async def run(stalled_seconds: float = 60.0, max_tokens: int = 5000, factor: float = 1.5, threads: int = 0) -> Figures:
+async def run(
+    stalled_seconds: float = 60.0,
+    max_tokens: int = 5000,
+    factor: float = 1.5,
+    growth_bytes: int = GROWTH_BYTES,
+    threads: int = 0,
+) -> Figures:
     """``stalled_seconds``: the setting, and so how long the memory is watched while nothing is read.
 
     ``factor``: of the time that a neighbour takes alone.
@@ -78,6 +84,6 @@ async def run(stalled_seconds: float = 60.0, max_tokens: int = 5000, factor: flo
         gone = {name: after.get(name, 0) - before.get(name, 0) for name in after if "disconnects_total" in name}
         report.demand(cut_off, "who reads nothing is cut off, and its slots are free")
         report.demand(sum(gone.values()) == 1, "the cut is counted once")
-        report.demand(most - level < GROWTH_BYTES, f"memory grows by less than {GROWTH_BYTES} bytes")
+        report.demand(most - level < growth_bytes, f"memory grows by less than {growth_bytes} bytes")
         report.demand("Traceback" not in server.log(), "no traceback in the log")
     return report.figures()

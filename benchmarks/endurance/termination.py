@@ -16,8 +16,13 @@ SECOND_SECONDS = 5.0  # from the second signal to the end
 LAST_WORDS_SECONDS = 5.0  # beyond the drain's deadline
 
 
-async def run(streams: int = 64, drain_seconds: float = 10.0, threads: int = 0, *, second: bool = False) -> Figures:
-    """Half of the streams can finish, half cannot, and half as many wait in the queue; ``second``: two signals."""
+async def run(
+    streams: int = 64, drain_seconds: float = 10.0, threads: int = 0, factor: float = 1.0, *, second: bool = False
+) -> Figures:
+    """Half of the streams can finish, half cannot, and half as many wait in the queue; ``second``: two signals.
+
+    ``factor``: of the times that the service has to react.
+    """
     report = Report(streams=streams, drain_seconds=drain_seconds, second_signal=second)
     async with Server(slots=streams, drain_seconds=drain_seconds, threads=threads) as server:
         begun = 0
@@ -45,7 +50,7 @@ async def run(streams: int = 64, drain_seconds: float = 10.0, threads: int = 0, 
 
         red = await until(not_ready, 10)
         report.note(not_ready_after_seconds=red)
-        report.demand(red <= AT_ONCE_SECONDS, "/readyz is 503 at once, and the port stays open")
+        report.demand(red <= factor * AT_ONCE_SECONDS, "/readyz is 503 at once, and the port stays open")
         for stream_too in (False, True):
             body = {"model": TEXT, "prompt": "", "max_tokens": 5, "stream": stream_too}
             _refused(report, await ask(server.port, body, COMPLETIONS))
@@ -58,7 +63,7 @@ async def run(streams: int = 64, drain_seconds: float = 10.0, threads: int = 0, 
         _final(report, answers, {"shutting_down"} if second else {"shutting_down", "done"})
         report.note(exit_status=status, exit_after_seconds=took)
         report.demand(status == 0, "the exit status is 0")
-        most = SECOND_SECONDS if second else drain_seconds + LAST_WORDS_SECONDS
+        most = factor * SECOND_SECONDS if second else drain_seconds + factor * LAST_WORDS_SECONDS
         report.demand(took <= most, f"the process ends within {most:g} s")
         report.demand("Traceback" not in server.log(), "no traceback in the log")
     return report.figures()

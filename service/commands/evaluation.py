@@ -14,6 +14,7 @@ from model import data, images, pixels
 from model.batches import counted_by, encode, examples, prompts
 from model.checkpoint import Checkpoint
 from model.evaluate import Depth, by_depth, compare, per_dimension, windows
+from model.machine import facts
 from model.match import Ids
 from model.network import Network
 from model.runtime.choice import open_runtime
@@ -58,7 +59,7 @@ def run(
         if depth <= longest
     ]
     result = {
-        "model": checkpoint.name,
+        **_made_by(checkpoint),
         "corpus": source,
         "match": match and checkpoint.match is not None,
         "characters": characters,
@@ -104,7 +105,7 @@ def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, js
     nameless[:, 1:], anything[:] = codec.spell(""), codec.prompt()
     sheet = pixels.sheet(list(held_out.images), columns=16, gap=0)
     result = {
-        "model": checkpoint.name,
+        **_made_by(checkpoint),
         "corpus": source,
         "pictures": len(held_out.names),
         "bits_per_dimension": per_dimension(network, *examples(held_out.images, known)),
@@ -119,6 +120,11 @@ def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, js
     Console().print(result)
     if json_file:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _made_by(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which model, and where."""
+    return {"model": checkpoint.name, "fingerprint": checkpoint.fingerprint[:12], **facts()}
 
 
 def _print(result: dict[str, Any], rows: list[Depth]) -> None:
