@@ -6,7 +6,7 @@ The classifier (three convolutions, trained on the training split alone) knows n
 on held-out real emoji says what can be expected. Every figure is given twice: in the categories' shares of all
 pictures (people and flags are the largest), and with each category alike. Seeds count from 0, as many drawings of each
 category as of the next, the styles in turn, temperature 1, none left out; once as the model draws by itself, once
-guided.
+guided and, where it reads names, once guided and told the name of a held-out emoji of the category, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import images
+from model.batches import spelled
 from model.checkpoint import Checkpoint
 from model.generate import draw_together
 from model.images import ImageSet
@@ -93,12 +94,19 @@ def corpus_of(checkpoint: Checkpoint) -> str:
     return corpus
 
 
-def drawings(checkpoint: Checkpoint, guidance: float) -> tuple[Pixels, NDArray[np.int64]]:
-    """EACH pictures of every category, and which."""
+def drawings(
+    checkpoint: Checkpoint, guidance: float, held_out: ImageSet | None = None
+) -> tuple[Pixels, NDArray[np.int64]]:
+    """EACH pictures of every category, and which; told the names of those held out in turn, where these are given."""
     codec = checkpoint.pixels
     runtime = open_runtime(checkpoint, 2 * AT_ONCE)
     labels = np.repeat(np.arange(len(codec.labels)), EACH)
-    prompts = [codec.prompt(codec.labels[label], codec.styles[i % len(codec.styles)]) for i, label in enumerate(labels)]
+    prompts = []
+    for i, label in enumerate(labels):
+        prompts.append(codec.prompt(codec.labels[label], codec.styles[i % len(codec.styles)]))
+        if held_out is not None:
+            named = [held_out.aliases[k][:1] for k in np.flatnonzero(held_out.label == label)]
+            prompts[-1][1:] = spelled(named[i % len(named)], codec)[0]
     made: list[Pixels] = []
     for at in range(0, len(prompts), AT_ONCE):
         # draw_together numbers seeds from 0 in each call: another category or style each time
@@ -125,13 +133,18 @@ def agreement(found: NDArray[np.int64], wanted: NDArray[np.int64], shares: NDArr
 
 
 def compared(
-    model: nn.Sequential, checkpoint: Checkpoint, guidance: float, shares: NDArray[np.float64]
+    model: nn.Sequential,
+    checkpoint: Checkpoint,
+    guidance: float,
+    shares: NDArray[np.float64],
+    held_out: ImageSet | None = None,
 ) -> dict[str, Any]:
     """What the classifier says of drawings."""
-    drawn, wanted = drawings(checkpoint, guidance)
+    drawn, wanted = drawings(checkpoint, guidance, held_out)
     blank = int((drawn.mean((1, 2, 3)) >= 253).sum())
     return {
         "guidance": guidance,
+        "named": held_out is not None,
         "count": len(drawn),
         **agreement(named(model, drawn), wanted, shares),
         "blank": blank,
@@ -150,6 +163,9 @@ def main() -> int:
     held_out = pictures.subset(2)
     model = train(pictures.subset(0))
     shares = np.bincount(pictures.label) / len(pictures.label)
+    plans = [(1.0, None), (arguments.guidance, None)]
+    if checkpoint.pixels.raster.name_length:
+        plans.append((arguments.guidance, held_out))
     result = {
         **facts(),
         "checkpoint": checkpoint.name,
@@ -162,12 +178,12 @@ def main() -> int:
             "count": len(held_out.names),
             **agreement(named(model, held_out.images), held_out.label, shares),
         },
-        "drawings": [compared(model, checkpoint, guidance, shares) for guidance in (1.0, arguments.guidance)],
+        "drawings": [compared(model, checkpoint, guidance, shares, named) for guidance, named in plans],
     }
     print(json.dumps(result, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    return int(result["drawings"][-1]["in_proportion"]["right"] < 0.6)
+    return int(result["drawings"][1]["in_proportion"]["right"] < 0.6)
 
 
 if __name__ == "__main__":

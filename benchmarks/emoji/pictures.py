@@ -1,4 +1,4 @@
-"""The pictures of checkpoints/emoji/README.md: samples, guided ones, nearest training pictures, completions.
+"""The pictures of checkpoints/emoji/README.md: samples (guided and named, too), nearest training pictures, completions.
 
     .venv/bin/python benchmarks/emoji/pictures.py checkpoints/emoji
 
@@ -21,6 +21,9 @@ from model.runtime.choice import open_runtime
 
 SAMPLES, NEAREST, HELD_OUT, WAYS, SCALE = 64, 16, 8, 8, 3
 GUIDANCE = 3.0
+# what training pictures are called, then words that stand in none of their names together
+NAMES = ["red heart", "grinning face", "flag france", "four oclock", "pizza", "cat face", "rocket", "woman running"]
+NEW_NAMES = ["blue face", "red clock", "flag of cats", "green pizza"]
 
 
 def nearest(image: Pixels, training: ImageSet) -> Pixels:
@@ -45,6 +48,13 @@ def main(folder: Path) -> None:
 
     guided = draw_together(runtime, codec, asked, GUIDANCE)
     (folder / "guided.png").write_bytes(pixels.to_png(pixels.sheet(guided, columns=16, scale=SCALE)))
+
+    if codec.raster.name_length:
+        named = [codec.prompt("", style, name) for name in NAMES + NEW_NAMES for style in styles]
+        drawn = draw_together(runtime, codec, named, GUIDANCE)
+        # two names a row: each in all styles
+        (folder / "names.png").write_bytes(pixels.to_png(pixels.sheet(drawn, columns=2 * len(styles), scale=SCALE)))
+        print(f"named, each in {', '.join(styles)}: {', '.join(NAMES + NEW_NAMES)}")
 
     few = samples[:: SAMPLES // NEAREST]
     pairs = [image for sample in few for image in (sample, nearest(sample, pictures.subset(0)))]
