@@ -247,7 +247,7 @@ def conformance(
     try:
         checkpoint = Checkpoint(folder)
         runtime = open_runtime(checkpoint, 1, wanted="native", verify=False)
-        network = open_runtime(checkpoint, 1, wanted="native", match=False)
+        network = open_runtime(checkpoint, 1, wanted="native", match=False, verify=False)
         if write:
             stored.write(folder, runtime, network)
         found, wrong = stored.compare(checkpoint, runtime, network, deepest=deepest)

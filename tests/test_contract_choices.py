@@ -497,7 +497,7 @@ def test_a_deadline_in_the_queue() -> None:
         wait_until(lambda: client.metric("aft_requests_waiting") == 0)
         assert client.metric("aft_requests_total", outcome="timeout") == 2
         client.service.engine.cancel(occupant)
-        client.service.settings.deadline_seconds = 0
+        client.service.settings = client.service.settings.model_copy(update={"deadline_seconds": 0})
         assert texts_of(client) == [expected("ab", 7, 12)]
 
 
@@ -520,7 +520,7 @@ def test_a_deadline_that_passes_while_it_runs() -> None:
         assert client.metric("aft_requests_total", outcome="timeout") == 2
         assert client.metric("aft_requests_total") == 2
         assert client.metric("aft_client_disconnects_total") == 0
-        client.service.settings.deadline_seconds = 0
+        client.service.settings = client.service.settings.model_copy(update={"deadline_seconds": 0})
         assert texts_of(client) == [expected("ab", 7, 12)]
 
 

@@ -155,7 +155,7 @@ def test_defaults_change_nothing(server: Process, changes: dict[str, Any]) -> No
         ({"seed": 2**63}, "seed", []),
         ({"stream": True, "n": 2}, "n", ["must be 1"]),
         ({"stream": True, "partial_images": 4}, "partial_images", ["3"]),
-        ({"partial_images": 1}, None, ["stream"]),
+        ({"partial_images": 1}, "partial_images", ["stream"]),
         ({"input_fidelity": "high"}, "input_fidelity", ["unknown field"]),
     ],
 )
@@ -473,9 +473,9 @@ def test_metrics(fake: tuple[Client, FakeRuntime]) -> None:
         ("fake0", "images_generations", "stop"): 2,
         ("fake0", "images_edits", "stop"): 1,
         ("fake0", "images_score", "stop"): 1,
-        ("", "images_generations", "rejected"): 1,
-        ("", "images_edits", "rejected"): 1,
-        ("", "images_score", "rejected"): 1,
+        ("", "images_generations", "rejected"): 1,  # before the model was known
+        ("fake0", "images_edits", "rejected"): 1,
+        ("fake0", "images_score", "rejected"): 1,
     }
     assert client.metric("aft_image_pixels_total", model="fake0") == 4 * 256 + 128
     assert client.metric("aft_image_duration_seconds_count", model="fake0") == 5

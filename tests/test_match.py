@@ -394,7 +394,7 @@ def test_the_command(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("abc" * 1000)
     for arguments, words in (
-        (["calibrate", "song"], "name a corpus"),
+        (["calibrate", "song"], "name it with --corpus"),
         (["calibrate", "no"], "no readable config"),
         (["calibrate", "song", "--corpus", str(short)], "the validation split has 150 tokens"),
         (["calibrate", "song", "--longest", "1"], "--longest 1 is less than --shortest 2"),
