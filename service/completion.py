@@ -53,18 +53,7 @@ def make_generations(
             id=answer_id,
             model=model.name,
             prompt=prompt,
-            params=SamplingParams(
-                temperature=1.0 if body.temperature is None else body.temperature,
-                top_p=1.0 if body.top_p is None else body.top_p,
-                top_k=body.top_k or 0,
-                min_p=body.min_p or 0.0,
-                frequency_penalty=body.frequency_penalty or 0.0,
-                presence_penalty=body.presence_penalty or 0.0,
-                repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-                logit_bias=bias,
-                seed=seed,
-                sample=sample,
-            ),
+            params=_sampling(body, seed, sample),
             max_tokens=max_tokens,
             automaton=automaton,
             targets=wanted,
@@ -74,6 +63,21 @@ def make_generations(
         for prompt, wanted in zip(read, targets, strict=True)
         for sample in range(body.samples)
     ]
+
+
+def _sampling(body: CompletionRequest, seed: int, sample: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=body.top_k or 0,
+        min_p=body.min_p or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=body.logit_bias or {},
+        seed=seed,
+        sample=sample,
+    )
 
 
 def echoes(body: CompletionRequest, generations: list[Generation], tokenizer: Tokenizer) -> list[str]:
