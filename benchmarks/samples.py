@@ -1,6 +1,8 @@
 """What it costs to draw many samples of one prompt, beside as many prompts of the same text: over HTTP, by turns.
 
-python benchmarks/samples.py http://127.0.0.1:8000 --json benchmarks/results/samples.json
+    python benchmarks/samples.py http://127.0.0.1:8000 --json benchmarks/results/samples.json
+
+The service, on the native runtime, must have as many slots and places as there are samples.
 """
 
 from __future__ import annotations

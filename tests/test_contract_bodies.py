@@ -203,7 +203,7 @@ def test_some_bodies(body: dict[str, Any]) -> None:
 
 
 def test_samples_share_what_they_read() -> None:
-    """A prompt is kept once, however many samples it has; nor is it once for each of their targets."""
+    """A prompt and its targets are kept once, however many samples there are."""
     body = CompletionRequest(model="m", prompt=["abc", "de"], n=3, max_tokens=3, echo=True, logprobs=0)
     made = make_generations(body, served(), TOKENIZER, SETTINGS)
     assert len(made) == 6

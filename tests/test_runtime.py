@@ -596,6 +596,20 @@ def test_damage_anywhere_is_refused(runtime: EagerRuntime) -> None:
     assert runtime.export(1) == before
 
 
+def test_a_state_moves_to_a_pool_of_another_size(runtime: EagerRuntime, folder: Path) -> None:
+    """Two slots are a smaller tile than twenty: the same model all the same, and its numbers but for the last bits."""
+    done = one(runtime, Job(7, prompt(30), logits="last"))
+    small = EagerRuntime(tiny.opened(folder), 2)
+    small.restore(1, runtime.export(7))
+    assert small.position(1) == 30
+    here, there = (one(each, Job(slot, [65], logits="last")) for each, slot in ((runtime, 7), (small, 1)))
+    assert done.logits is not None
+    assert here.logits is not None
+    assert there.logits is not None
+    np.testing.assert_allclose(here.logits, there.logits, atol=1e-5)
+    assert np.abs(here.logits - done.logits).max() > 1e-3
+
+
 def test_another_models_state_is_refused(runtime: EagerRuntime, tmp_path: Path) -> None:
     """Same shape, other weights: the fingerprints differ."""
     other = EagerRuntime(tiny.opened(tiny.plain_bytes(tmp_path / "other", seed=1)), 1)
