@@ -14,7 +14,7 @@ from pathlib import Path
 
 from native_build import Build, dump, run, sha256, shipped
 
-X86 = ["avx512", "avx2", "sse2"]
+X86 = ["avx512bf16", "avx512", "avx2", "sse2"]
 # name -> compiler, its instruction sets, the emulator
 TARGETS: dict[str, tuple[str, list[str], list[str]]] = {
     "aarch64": ("aarch64-linux-gnu-g++", ["portable"], ["qemu-aarch64"]),

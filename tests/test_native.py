@@ -184,6 +184,18 @@ def test_company_and_slot_change_nothing(pool: Pool, shape: str) -> None:
         equal(([done[slot] for slot in slots], [runtime.export(slot) for slot in slots]), together)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_two_hundred_streams(checkpoints: Checkpoints, target: str) -> None:
+    """More rows in a product than it takes at once: each stream writes what it writes alone."""
+    checkpoint = checkpoints("relative decay")
+    together, alone = (NativeRuntime(checkpoint, slots, target=target) for slots in (200, 1))
+    jobs = [Job(slot, [slot], draw=Draw(SamplingParams(seed=slot), 3)) for slot in range(200)]
+    for job, done in zip(jobs, together.run(jobs), strict=True):
+        alone.reset(0)
+        same(one(alone, dataclasses.replace(job, slot=0)), done)
+        assert alone.export(0) == together.export(job.slot)
+
+
 @every_shape
 @pytest.mark.parametrize("word", [0x7FC07FC0, 0xFFFFFFFF], ids=["quiet NaN", "all ones"])
 def test_a_mate_of_nan_changes_nothing(pool: Pool, shape: str, word: int) -> None:

@@ -16,7 +16,7 @@ from model.runtime.base import Runtime
 log = logging.getLogger("aft")
 Wanted = Literal["auto", "native", "torch"]
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-ISA_VARIABLE = "AFT_ISA"  # forces an instruction set of the native runtime: avx512, avx2, sse2
+ISA_VARIABLE = "AFT_ISA"  # forces an instruction set of the native runtime: avx512bf16, avx512, avx2, sse2
 
 
 class RuntimeMissingError(RuntimeError):

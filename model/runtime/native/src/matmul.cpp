@@ -5,6 +5,10 @@
 // rows or blocks are computed together.
 #include "matmul.h"
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define AFT_WIDTH 16
 #define AFT_ROWS 6
@@ -30,6 +34,7 @@ constexpr int WIDTH = AFT_WIDTH;         // lanes of a register
 constexpr int PARTS = LANES / WIDTH;     // registers of a block
 constexpr int ROWS = AFT_ROWS, BLOCKS = AFT_BLOCKS;
 constexpr int PAIRS = 64;  // of inputs, at a time: 16 KiB of weights where a tile has 4 blocks
+constexpr int ROWS_AT_ONCE = 32 * ROWS;
 constexpr int BLOCKS_OF_ONE = PARTS > 2 ? 1 : 4;  // one row: enough sums side by side to hide an addition's latency
 
 typedef float V __attribute__((vector_size(WIDTH * 4)));
@@ -37,9 +42,60 @@ typedef uint32_t W __attribute__((vector_size(WIDTH * 4)));
 typedef float Vu __attribute__((vector_size(WIDTH * 4), aligned(4)));
 typedef uint32_t Wu __attribute__((vector_size(WIDTH * 4), aligned(4)));
 
+#if defined(__AVX512BF16__)
+// Both products of a pair by one instruction, which adds the odd one first and rounds after each; neither is denormal,
+// so that it makes no difference that it takes denormals for 0.
+typedef uint32_t Input;  // a pair, as a word of weights has it
+constexpr int INPUTS = 1;  // of a pair
+
+struct Inputs {
+    const Input* at;
+    int64_t stride;
+};
+
+struct Weights {
+    W pair;
+    explicit Weights(W pair) : pair(pair) {}
+    V add(V total, const Input* x) const {
+        return (V)_mm512_dpbf16_ps((__m512)total, (__m512bh)pair, (__m512bh)_mm512_set1_epi32(int(*x)));
+    }
+};
+
+// Rows of pairs, side by side: a value that was rounded to bf16 has its bits in the upper half.
+inline Inputs pairs_of(const float* x, int64_t x_stride, int32_t rows, int32_t pairs, Input* packed) {
+    for (int32_t r = 0; r < rows; ++r, x += x_stride)
+        for (int32_t p = 0; p < pairs; ++p)
+            packed[r * pairs + p] =
+                __builtin_bit_cast(uint32_t, x[2 * p]) >> 16 | (__builtin_bit_cast(uint32_t, x[2 * p + 1]) & 0xffff0000u);
+    return {packed, pairs};
+}
+#else
+typedef float Input;
+constexpr int INPUTS = 2;
+
+struct Inputs {
+    const Input* at;
+    int64_t stride;
+};
+
+struct Weights {
+    V odd, even;
+    explicit Weights(W pair) : odd((V)(pair & 0xffff0000u)), even((V)(pair << 16)) {}
+    V add(V total, const Input* x) const {
+        total += odd * x[1];
+        total += even * x[0];
+        return total;
+    }
+};
+
+inline Inputs pairs_of(const float* x, int64_t x_stride, int32_t, int32_t, Input*) {
+    return {x, x_stride};
+}
+#endif
+
 // Sums of R rows and B blocks over some pairs of inputs; ``more`` continues those that stand in y.
 template <int R, int B>
-inline void tile(const uint32_t* words, int64_t block, int64_t pairs, bool more, const float* x, int64_t x_stride,
+inline void tile(const uint32_t* words, int64_t block, int64_t pairs, bool more, const Input* x, int64_t x_stride,
                  float* y, int64_t y_stride) {
     V sums[R][B * PARTS] = {};
     if (more)
@@ -52,13 +108,11 @@ inline void tile(const uint32_t* words, int64_t block, int64_t pairs, bool more,
         for (int b = 0; b < B; ++b) {
 #pragma GCC unroll 16
             for (int i = 0; i < PARTS; ++i) {
-                W pair = *reinterpret_cast<const Wu*>(words + b * block + p * LANES + i * WIDTH);
-                V odd = (V)(pair & 0xffff0000u), even = (V)(pair << 16);
+                const Weights weights(*reinterpret_cast<const Wu*>(words + b * block + p * LANES + i * WIDTH));
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     V& total = sums[r][b * PARTS + i];
-                    total += odd * x[r * x_stride + 2 * p + 1];
-                    total += even * x[r * x_stride + 2 * p];
+                    total = weights.add(total, x + r * x_stride + INPUTS * p);
                 }
             }
         }
@@ -69,34 +123,45 @@ inline void tile(const uint32_t* words, int64_t block, int64_t pairs, bool more,
         for (int i = 0; i < B * PARTS; ++i) *reinterpret_cast<Vu*>(y + r * y_stride + i * WIDTH) = sums[r][i];
 }
 
-// One product: blocks first ... last of w with some rows of x.
+// Some pairs of a product's inputs with some blocks of its outputs.
 struct Product {
     const Matrix& w;
-    const float* x;
-    int64_t x_stride;
+    int32_t first_pair, pairs;
+    Inputs x;  // from the first pair on
     float* y;
     int64_t y_stride;
 
     template <int R, int B>
-    void rows(int32_t row, int32_t blocks, int32_t block, int32_t first_pair, int32_t pairs) const {
+    void rows(int32_t row, int32_t block, int32_t blocks, float* out) const {
         const int64_t size = int64_t(w.pairs) * LANES;
         const uint32_t* words = w.words + block * size + int64_t(first_pair) * LANES;
-        const float* in = x + row * x_stride + 2 * int64_t(first_pair);
-        float* out = y + row * y_stride;
+        const Input* in = x.at + row * x.stride;
+        out += row * y_stride;
         int32_t b = 0;
         for (; b + B <= blocks; b += B)
-            tile<R, B>(words + b * size, size, pairs, first_pair > 0, in, x_stride, out + b * LANES, y_stride);
+            tile<R, B>(words + b * size, size, pairs, first_pair > 0, in, x.stride, out + b * LANES, y_stride);
         for (; b < blocks; ++b)
-            tile<R, 1>(words + b * size, size, pairs, first_pair > 0, in, x_stride, out + b * LANES, y_stride);
+            tile<R, 1>(words + b * size, size, pairs, first_pair > 0, in, x.stride, out + b * LANES, y_stride);
     }
 
     // fewer rows than a tile has, R or less
     template <int R>
-    void rest(int32_t count, int32_t row, int32_t blocks, int32_t block, int32_t first_pair, int32_t pairs) const {
+    void rest(int32_t count, int32_t row, int32_t block, int32_t blocks, float* out) const {
         if (count == R)
-            rows<R, BLOCKS>(row, blocks, block, first_pair, pairs);
+            rows<R, BLOCKS>(row, block, blocks, out);
         else if constexpr (R > 1)
-            rest<R - 1>(count, row, blocks, block, first_pair, pairs);
+            rest<R - 1>(count, row, block, blocks, out);
+    }
+
+    // some blocks of weights stay in the nearest cache while all rows pass over them
+    void all(int32_t count, int32_t first, int32_t last) const {
+        for (int32_t b = first; b < last; b += BLOCKS) {
+            const int32_t blocks = b + BLOCKS < last ? BLOCKS : last - b;
+            float* out = y + (b - first) * LANES;
+            int32_t r = 0;
+            for (; r + ROWS <= count; r += ROWS) rows<ROWS, BLOCKS>(r, b, blocks, out);
+            rest<ROWS - 1>(count - r, r, b, blocks, out);
+        }
     }
 };
 
@@ -104,20 +169,17 @@ struct Product {
 
 void matmul(const Matrix& w, int32_t first, int32_t last, const float* x, int64_t x_stride, int32_t rows, float* y,
             int64_t y_stride) {
-    const Product product{w, x, x_stride, y, y_stride};
-    if (rows == 1) {
-        product.rows<1, BLOCKS_OF_ONE>(0, last - first, first, 0, w.pairs);
-        return;
-    }
-    // some blocks and pairs of weights stay in the nearest cache while all rows pass over them
-    for (int32_t b = first; b < last; b += BLOCKS) {
-        const int32_t blocks = b + BLOCKS < last ? BLOCKS : last - b;
-        const Product part{w, x, x_stride, y + (b - first) * LANES, y_stride};
-        for (int32_t p = 0; p < w.pairs; p += PAIRS) {
-            const int32_t pairs = p + PAIRS < w.pairs ? PAIRS : w.pairs - p;
-            int32_t r = 0;
-            for (; r + ROWS <= rows; r += ROWS) part.rows<ROWS, BLOCKS>(r, blocks, b, p, pairs);
-            part.rest<ROWS - 1>(rows - r, r, blocks, b, p, pairs);
+    alignas(64) Input packed[ROWS_AT_ONCE * PAIRS];
+    const int32_t at_once = rows == 1 ? ROWS_AT_ONCE * PAIRS : PAIRS;
+    for (int32_t r = 0; r < rows; r += ROWS_AT_ONCE, x += ROWS_AT_ONCE * x_stride, y += ROWS_AT_ONCE * y_stride) {
+        const int32_t count = r + ROWS_AT_ONCE < rows ? ROWS_AT_ONCE : rows - r;
+        for (int32_t p = 0; p < w.pairs; p += at_once) {
+            const int32_t pairs = p + at_once < w.pairs ? at_once : w.pairs - p;
+            const Product part{w, p, pairs, pairs_of(x + 2 * int64_t(p), x_stride, count, pairs, packed), y, y_stride};
+            if (rows == 1)
+                part.rows<1, BLOCKS_OF_ONE>(0, first, last - first, y);
+            else
+                part.all(count, first, last);
         }
     }
 }

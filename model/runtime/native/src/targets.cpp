@@ -8,6 +8,7 @@
 namespace aft {
 
 #if defined(__x86_64__)
+namespace avx512bf16 { extern const Target target; }
 namespace avx512 { extern const Target target; }
 namespace avx2 { extern const Target target; }
 namespace sse2 { extern const Target target; }
@@ -22,9 +23,14 @@ std::vector<const Target*> usable() {
 #if defined(__x86_64__)
     std::vector<const Target*> found;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        found.push_back(&avx512::target);
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    // AMD's multiply twice as much by it, Intel's no more
+    const bool by_pairs = __builtin_cpu_is("amd");
+    if (bf16 && by_pairs) found.push_back(&avx512bf16::target);
+    if (avx512) found.push_back(&avx512::target);
+    if (bf16 && !by_pairs) found.push_back(&avx512bf16::target);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::target);
     found.push_back(&sse2::target);
     return found;
