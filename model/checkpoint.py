@@ -139,8 +139,8 @@ class Checkpoint:
 
     @property
     def _recipe(self) -> dict[str, Any]:
-        recipe: dict[str, Any] = self.config.training.get("recipe", {})
-        return recipe
+        recipe = self.config.training.get("recipe")
+        return recipe if isinstance(recipe, dict) else {}
 
     @property
     def fingerprint(self) -> str:

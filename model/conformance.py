@@ -11,6 +11,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from model.checkpoint import Checkpoint, CheckpointError
 from model.pixels import NUM_VALUES, PixelCodec
 from model.runtime.base import Job, Runtime
@@ -20,6 +22,25 @@ FILE = "conformance.json"
 DEPTHS = (1_000, 10_000, 100_000)
 CHUNK = 512
 PART = 50  # tokens; twice of it divides every depth: the last position stands at the end of what was copied
+
+
+class Stored(BaseModel):
+    """The file beside a model."""
+
+    fingerprint: str
+    logits_sha256: dict[str, str]  # by depth
+    network_sha256: dict[str, str] = {}  # of a model with a match model: without it
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> Stored:
+        """Of a checkpoint. FileNotFoundError where there is none, CheckpointError where it is damaged."""
+        try:
+            stored = cls.model_validate_json((checkpoint.folder / FILE).read_bytes())
+        except ValidationError as error:
+            raise CheckpointError(f"{checkpoint.name}: {FILE} cannot be read: {error.errors()[0]['msg']}") from None
+        if checkpoint.match is not None and not stored.network_sha256:
+            raise CheckpointError(f"{checkpoint.name}: {FILE} lacks network_sha256")
+        return stored
 
 
 def text(checkpoint: Checkpoint, count: int) -> list[int]:
@@ -67,15 +88,16 @@ def write(folder: Path, runtime: Runtime, network: Runtime) -> None:
 def compare(checkpoint: Checkpoint, runtime: Runtime, network: Runtime, *, deepest: int) -> tuple[list[str], list[str]]:
     """The depths up to ``deepest``, and those where the model or its network computes other bits than are stored.
 
-    FileNotFoundError where nothing is stored, ValueError where that is for other weights or another numerics.
+    FileNotFoundError where nothing is stored, CheckpointError where it is damaged, ValueError where that is for other
+    weights or another numerics.
     """
-    stored = json.loads((checkpoint.folder / FILE).read_text())
-    if stored["fingerprint"] != runtime.fingerprint:
+    stored = Stored.read(checkpoint)
+    if stored.fingerprint != runtime.fingerprint:
         raise ValueError(f"the hashes of {checkpoint.name} are of other weights or another numerics")
     found = digests(checkpoint, runtime, deepest)
-    wrong = [depth for depth, digest in found.items() if stored["logits_sha256"].get(depth) != digest]
+    wrong = [depth for depth, digest in found.items() if stored.logits_sha256.get(depth) != digest]
     if checkpoint.match is not None:
-        alone, known = digests(checkpoint, network, deepest), stored["network_sha256"]
+        alone, known = digests(checkpoint, network, deepest), stored.network_sha256
         wrong += [f"{depth} (network alone)" for depth, digest in alone.items() if known.get(depth) != digest]
     return list(found), wrong
 
@@ -85,13 +107,11 @@ def agrees(checkpoint: Checkpoint, runtime: Runtime) -> bool:
 
     What is stored for other weights or other numerics says nothing of these. Takes some hundredths of a second.
     """
-    file = checkpoint.folder / FILE
-    try:
-        stored = json.loads(file.read_bytes()) if file.exists() else {}
-        if stored.get("fingerprint") != runtime.fingerprint:
-            return True
-        agreed: bool = digests(checkpoint, runtime, DEPTHS[0]).items() <= stored["logits_sha256"].items()
-    except (ValueError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint.name}: {FILE} cannot be read: {error}") from None
+    if not (checkpoint.folder / FILE).exists():
+        return True
+    stored = Stored.read(checkpoint)
+    if stored.fingerprint != runtime.fingerprint:
+        return True
+    agreed = digests(checkpoint, runtime, DEPTHS[0]).items() <= stored.logits_sha256.items()
     runtime.reset(0)
     return agreed

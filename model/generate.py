@@ -21,7 +21,10 @@ BURST = 16  # tokens between two pieces of text
 def generate(
     folder: Path, prompt: str, max_tokens: int, *, temperature: float = 1.0, seed: int = 0, runtime: Wanted = "auto"
 ) -> Iterator[str]:
-    """Pieces of text that follow the prompt. CheckpointError, or ValueError for a prompt that is no text."""
+    """Pieces of text that follow the prompt.
+
+    CheckpointError, ValueError for a prompt that is no text, NothingToDrawError where the logits are no numbers.
+    """
     checkpoint = Checkpoint(folder)
     opened = open_runtime(checkpoint, num_slots=1, wanted=runtime)
     tokenizer = checkpoint.tokenizer
@@ -35,6 +38,7 @@ def generate(
     while left > 0:
         (done,) = opened.run([Job(0, tokens, draw=Draw(params, min(BURST, left), automaton))])
         yield decoder.feed(done.drawn)
+        done.check_drawn()
         tokens, left = done.drawn[-1:], left - len(done.drawn)
         if done.stopped is not None:
             break
@@ -63,7 +67,8 @@ def draw(
     """An image (H, W, 3) row by row: each is the one before with one more row; the rest is white.
 
     ``guidance``: how strongly label and name count (``Guide`` in runtime/base.py); other than 1 it is twice the work.
-    CheckpointError for a text model, ValueError for a label, style or name that the model does not know.
+    CheckpointError for a text model, ValueError for a label, style or name that the model does not know,
+    NothingToDrawError where the logits are no numbers.
     """
     checkpoint = Checkpoint(folder)
     codec = checkpoint.pixels
@@ -75,6 +80,7 @@ def draw(
     while len(values) < codec.raster.size:
         guide = Guide(1, less, guidance) if guided else None
         (done,) = opened.run([Job(0, tokens, draw=Draw(params, codec.raster.row, automaton, guide=guide))])
+        done.check_drawn()
         values += done.drawn
         tokens = less = done.drawn[-1:]
         yield codec.decode(values)
@@ -85,7 +91,7 @@ def draw_together(
 ) -> list[Pixels]:
     """The images (H, W, 3) that begin with each prompt (``codec.prompt``, perhaps some values); seeds count from 0.
 
-    With a ``guidance`` other than 1 each takes a second slot.
+    With a ``guidance`` other than 1 each takes a second slot. NothingToDrawError where the logits are no numbers.
     """
     jobs, before = [], 1 + codec.raster.name_length
     for slot, prompt in enumerate(prompts):
@@ -94,4 +100,7 @@ def draw_together(
             runtime.reset(each)
         left = codec.raster.size + before - len(prompt)
         jobs.append(Job(slot, prompt, draw=Draw(SamplingParams(seed=slot), left, values_only(codec), guide=guide)))
-    return [codec.decode([*p[before:], *d.drawn]) for p, d in zip(prompts, runtime.run(jobs), strict=True)]
+    results = runtime.run(jobs)
+    for done in results:
+        done.check_drawn()
+    return [codec.decode([*p[before:], *d.drawn]) for p, d in zip(prompts, results, strict=True)]

@@ -135,7 +135,7 @@ def _cifar(folder: Path, size: int) -> ImageSet:
         if not path.exists():
             raise DataError(f"{folder} lacks {name}")
         raw = np.frombuffer(path.read_bytes(), np.uint8)
-        if len(raw) % 3073:
+        if not len(raw) or len(raw) % 3073:
             raise DataError(f"{path} is no CIFAR-10 batch: its size is no multiple of 3,073 bytes")
         rows = raw.reshape(-1, 3073)
         labels.append(rows[:, 0].astype(np.int64))
@@ -146,6 +146,8 @@ def _cifar(folder: Path, size: int) -> ImageSet:
     names_file = folder / "batches.meta.txt"
     label = np.concatenate(labels)
     known = names_file.read_text().split() if names_file.exists() else [str(i) for i in range(int(label.max()) + 1)]
+    if len(known) <= label.max():
+        raise DataError(f"{names_file} has {len(known)} names, the pictures have labels up to {label.max()}")
     stacked = np.concatenate(images)
     if size != 32:
         stacked = np.stack([fit(Image.fromarray(image), size) for image in stacked])

@@ -14,7 +14,7 @@ from model.automaton import stops
 from model.checkpoint import Checkpoint
 from model.runtime.base import Draw, Job, Runtime, StateError, Stop
 from model.runtime.choice import Wanted, open_runtime
-from model.sampling import NothingToDrawError, SamplingParams
+from model.sampling import SamplingParams
 
 PROBE = 0  # the slot that looks ahead for others
 
@@ -90,8 +90,7 @@ class Stream:
             runtime.restart_automaton(self._slot)
         try:
             (done,) = runtime.run([Job(self._slot, self._pending, draw=draw)])
-            if done.stopped is Stop.FAULT:
-                raise NothingToDrawError("no token may be drawn: every one is forbidden, or the logits are not numbers")
+            done.check_drawn()
         except ValueError:
             runtime.copy(PROBE, [self._slot])
             raise

@@ -9,10 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.config import ModelConfig
+from model.config import PRESETS, ModelConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+# fields that a run of the other kind would not read
+TEXT_ONLY = ("tokenizer", "length", "begin_share", "eval_chars")
+IMAGE_ONLY = ("size", "brightness", "any_share", "name_length", "nameless_share")
 
 
 class RecipeError(ValueError):
@@ -22,7 +27,7 @@ class RecipeError(ValueError):
 class Recipe(BaseModel):
     """One training run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Annotated[str, Field(pattern=r"^[\w-][\w.-]{0,63}$")]  # the checkpoint's folder
     kind: Literal["text", "image"] = "text"
@@ -47,7 +52,7 @@ class Recipe(BaseModel):
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices of the blocks; AdamW takes the rest
     muon_rate: Rate = 0.02
     adamw_rate: Rate = 3e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # matrices of the blocks only
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1  # matrices of the blocks only
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.02  # of the peak, at the end of the cosine
     max_grad_norm: Rate = 1.0
@@ -57,7 +62,7 @@ class Recipe(BaseModel):
     eval_every: PositiveInt = 250  # steps between evaluations on the validation split
     eval_chars: PositiveInt = 65_536  # characters of the validation split that an evaluation reads
     save_every: PositiveInt = 100  # steps between resumable states
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -66,6 +71,12 @@ class Recipe(BaseModel):
             raise ValueError("an image is one window: nothing is carried to the next")
         if self.extra and self.kind == "image":
             raise ValueError("extra is text: an image model reads one image set")
+        other = TEXT_ONLY if self.kind == "image" else IMAGE_ONLY
+        fields = type(self).model_fields
+        if idle := sorted(name for name in other if getattr(self, name) != fields[name].default):
+            raise ValueError(f"{idle[0]} says nothing to a model of kind {self.kind}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset: {self.preset!r} is none; known: {', '.join(PRESETS)}")
         decided = {"vocab_size", "raster", *(["max_model_len"] if self.kind == "image" else [])}
         if wrong := set(self.model) - (set(ModelConfig.model_fields) - decided):
             what = "follows from the data" if min(wrong) in decided else "is no field of a model"
@@ -99,9 +110,13 @@ def make(where: str, fields: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = [".".join(map(str, first["loc"]))] if first["loc"] else []  # a rule of several fields has no place
-        raise RecipeError(": ".join([where, *field, first["msg"]])) from error
+        raise RecipeError(f"{where}: {first_of(error)}") from error
+
+
+def first_of(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: the field, where it is one, and what is wrong with it."""
+    first = error.errors()[0]
+    return ": ".join([*([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
 
 
 def fit(name: str, corpus: str, num_chars: int, **changes: Any) -> Recipe:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from model import calibration, checkpoint, curve, data, images, pixels, weights
 from model.batches import (
@@ -33,7 +34,7 @@ from model.generate import draw_together
 from model.match import Ids, Match
 from model.network import Network
 from model.pixels import PixelCodec
-from model.recipe import Recipe, fit
+from model.recipe import Recipe, RecipeError, first_of, fit
 from model.runtime.choice import open_runtime
 from model.start import begin_with
 from model.tokenizer import Bytes, Tokenizer, train_characters
@@ -80,10 +81,12 @@ def _images(recipe: Recipe) -> tuple[PixelCodec, Material]:
     raster = Raster(height=recipe.size, width=recipe.size, name_length=recipe.name_length)
     codec = PixelCodec(raster, pictures.labels, pictures.styles)
     shares = recipe.any_share, recipe.nameless_share
-    source = Pictures(pictures.subset(0), codec, recipe.brightness, *shares, recipe.seed)
-    held_out = pictures.subset(1)
-    if not held_out.names:
-        raise ValueError(f"{recipe.corpus} has {len(pictures.names)} pictures: too few to set 5 % aside")
+    known, held_out = pictures.subset(0), pictures.subset(1)
+    if not (known.names and held_out.names):
+        raise ValueError(
+            f"{recipe.corpus} has {len(pictures.names)} pictures: too few to set 5 % aside and learn the rest"
+        )
+    source = Pictures(known, codec, recipe.brightness, *shares, recipe.seed)
     validation = examples(held_out.images, prompts(held_out, codec))
     return codec, Material(source, validation, pictures.sha256)
 
@@ -106,7 +109,11 @@ def make_trainer(
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.device_count() >= world else "gloo")
     torch.manual_seed(recipe.seed)
-    network = build(preset(recipe.preset, codec.vocab_size, **{**recipe.model, **shape}))
+    try:
+        config = preset(recipe.preset, codec.vocab_size, **{**recipe.model, **shape})
+    except ValidationError as error:
+        raise RecipeError(f"{recipe.name}: model: {first_of(error)}") from error
+    network = build(config)
     length, longest = recipe.length * recipe.carry, network.config.max_model_len
     if recipe.kind == "image":
         length = codec.raster.positions if isinstance(codec, PixelCodec) else length

@@ -23,6 +23,9 @@ FORBIDDEN_BIAS = -100.0  # a bias of -100 means never, however large the logit
 class NothingToDrawError(ValueError):
     """Every token is forbidden, or the logits are not numbers."""
 
+    def __init__(self) -> None:
+        super().__init__("no token may be drawn: every one is forbidden, or the logits are not numbers")
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -120,7 +123,7 @@ def draw(scores: Floats, params: SamplingParams, position: int) -> int:
     """One token from penalised, masked scores (V). NothingToDrawError where none may be drawn."""
     best = int(scores.argmax())
     if not math.isfinite(scores[best]):  # argmax finds a NaN first
-        raise NothingToDrawError("no token may be drawn: every one is forbidden, or the logits are not numbers")
+        raise NothingToDrawError
     if params.temperature == 0:
         return best
     cumulative = np.cumsum(truncate(scores, params))

@@ -14,6 +14,7 @@ from typing import Protocol
 import sentencepiece
 
 SPACE = "\u2581"  # sentencepiece's own sign for a space
+UNKNOWN = "\u2585"  # and for what it does not know: a text that holds it is left out of a training
 
 
 class Tokenizer(Protocol):
@@ -121,8 +122,8 @@ class Characters(_Table):
 
 
 def train_characters(text: str) -> Characters:
-    """A character model whose alphabet is all of ``text``'s characters."""
-    alphabet = sorted(set(text) - {SPACE, "\0", "\n", "\r"} | {" "})
+    """A character model whose alphabet is all of ``text``'s characters, but for those that sentencepiece reserves."""
+    alphabet = sorted(set(text) - {SPACE, UNKNOWN, "\0", "\n", "\r"} | {" "})
     sentences = ["".join(alphabet[i : i + 512]) for i in range(0, len(alphabet), 512)]
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

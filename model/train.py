@@ -117,7 +117,10 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
     def step(self) -> float:
-        """One step of the global batch; returns its mean loss in bits per character or sub-pixel."""
+        """One step of the global batch; returns its mean loss in bits per character or sub-pixel.
+
+        ValueError where the gradients are no finite numbers: what was saved before stands.
+        """
         began = time.perf_counter()
         self.network.train()
         inputs, targets = self.source.batch(self.steps_done, self.recipe.batch)
@@ -135,7 +138,11 @@ class Trainer:
             total += loss.detach()
             self._scanned += self.network.num_scanned
         self._share(total)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm, error_if_nonfinite=True)
+        if not nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm).isfinite():
+            rates = f"muon_rate {self.recipe.muon_rate}, adamw_rate {self.recipe.adamw_rate}"
+            raise ValueError(
+                f"step {self.steps_done + 1}: the gradients are no finite numbers; is a rate too high ({rates})?"
+            )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * self.recipe.rate(self.steps_done)
@@ -246,8 +253,8 @@ class Trainer:
             return False
         try:
             return self._resume(path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it to start again") from error
+        except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); remove it to start again") from error
 
     def _resume(self, path: Path) -> bool:
         with safetensors.safe_open(path, "pt") as file:

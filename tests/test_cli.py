@@ -129,6 +129,18 @@ def test_train_again_goes_on_where_it_stopped(trained: Path) -> None:
     assert Checkpoint(trained / "checkpoints" / "beer").fingerprint == before
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"asked": 1, "recipe": {}}'])
+def test_a_kept_recipe_that_is_damaged(trained: Path, content: str) -> None:
+    """The file is named, and nothing is lost."""
+    kept = trained / "runs" / "beer" / "recipe.json"
+    before = kept.read_text()
+    try:
+        kept.write_text(content)
+        refuse(train(trained), "recipe.json is damaged", "remove it")
+    finally:
+        kept.write_text(before)
+
+
 def test_train_refuses(trained: Path, tmp_path: Path) -> None:
     """No name; no text; too little of it; a name that is taken by another text; a recipe that is none."""
     (tmp_path / "small.txt").write_text("ab")

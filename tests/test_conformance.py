@@ -59,6 +59,21 @@ def test_the_command(tmp_path: Path) -> None:
     status, said = run()
     assert status == 1
     assert "of other weights" in said
+    for damaged in ("[1]", "{", '{"fingerprint": "x"}'):
+        (folder / conformance.FILE).write_text(damaged)
+        status, said = run()
+        assert status == 1
+        assert "aft: m: conformance.json cannot be read: " in said
+
+
+def test_a_model_with_a_match_model_needs_both_hashes(tmp_path: Path) -> None:
+    """The file of one without says so."""
+    checkpoint = Checkpoint(tiny.with_match(tiny.characters(tmp_path / "m")))
+    runtime = NativeRuntime(checkpoint, 1)
+    stored = {"fingerprint": runtime.fingerprint, "logits_sha256": {}}
+    (checkpoint.folder / conformance.FILE).write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="lacks network_sha256"):
+        conformance.compare(checkpoint, runtime, runtime, deepest=1000)
 
 
 def test_an_instruction_set_that_computes_other_bits_is_not_used(

@@ -116,6 +116,9 @@ def test_no_hash_takes_any_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """A corpus whose package decides its version has no hash to fail."""
     named(monkeypatch, b"any", None)
     assert data.load("sample") == "any"
+    fetch.data_folder().joinpath("sample.sha256").unlink()
+    with pytest.raises(DataError, match=r"sample\.bin has no sample\.sha256 beside it"):
+        data.load("sample")
 
 
 def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,11 @@ import torch
 
 from model import weights
 from model.checkpoint import CheckpointError
-from model.generate import BURST, generate
-from model.sampling import SamplingParams, draw
+from model.generate import BURST, draw_together, generate
+from model.generate import draw as draw_rows
+from model.network import Network
+from model.runtime.choice import open_runtime
+from model.sampling import NothingToDrawError, SamplingParams, draw
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,28 @@ def test_the_end_symbol_stops(tmp_path: Path) -> None:
     expected = tokenizer.decode(drawn[: drawn.index(drawn[-1])])
     assert expected
     assert text(folder, "x", 40, 0.0) == expected
+
+
+def test_logits_that_are_no_numbers(tmp_path: Path) -> None:
+    """Text, a picture and several together say so, instead of ending early or white."""
+
+    def spoil(network: Network) -> None:
+        with torch.no_grad():
+            network.norm.weight.fill_(float("nan"))
+
+    text_model, pictures = tiny.opened(tiny.characters(tmp_path / "m")), tiny.opened(tiny.pictures(tmp_path / "p"))
+    for checkpoint in (text_model, pictures):
+        network = weights.load(checkpoint)
+        spoil(network)
+        weights.save(network, checkpoint.codec, checkpoint.folder, {})
+    with pytest.raises(NothingToDrawError, match="not numbers"):
+        text(tmp_path / "m", "a", 5)
+    with pytest.raises(NothingToDrawError, match="not numbers"):
+        list(draw_rows(tmp_path / "p", runtime="torch"))
+    codec = pictures.pixels
+    runtime = open_runtime(tiny.opened(tmp_path / "p"), 2, wanted="torch")
+    with pytest.raises(NothingToDrawError, match="not numbers"):
+        draw_together(runtime, codec, [codec.prompt()] * 2)
 
 
 def test_errors(folder: Path, tmp_path: Path) -> None:

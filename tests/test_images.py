@@ -218,9 +218,13 @@ def test_cifar_batches(tmp_path: Path) -> None:
     assert loaded.images[0, 0, 1].tolist() == [200, 7, 0]
     assert [loaded.labels[i] for i in loaded.label[:2]] == ["cat", "airplane"]
     assert loaded.part.tolist() == [0] * 10 + [2, 2]
-    (tmp_path / "data_batch_2.bin").write_bytes(b"\0" * 100)
-    with pytest.raises(DataError, match=r"data_batch_2\.bin is no CIFAR-10 batch"):
+    (tmp_path / "batches.meta.txt").write_text("airplane\nautomobile\nbird\n")
+    with pytest.raises(DataError, match=r"batches\.meta\.txt has 3 names, the pictures have labels up to 3"):
         images.load(str(tmp_path), 32)
+    for wrong in (b"\0" * 100, b""):
+        (tmp_path / "data_batch_2.bin").write_bytes(wrong)
+        with pytest.raises(DataError, match=r"data_batch_2\.bin is no CIFAR-10 batch"):
+            images.load(str(tmp_path), 32)
     (tmp_path / "data_batch_2.bin").unlink()
     with pytest.raises(DataError, match=r"lacks data_batch_2\.bin"):
         images.load(str(tmp_path), 32)

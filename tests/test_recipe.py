@@ -36,6 +36,8 @@ def test_read(tmp_path: Path) -> None:
         ("max_grad_norm = 0", "max_grad_norm"), ("begin_share = 2", "begin_share"),
         ('precision = "fp8"', "precision"), ("eval_every = 0", "eval_every"),
         ("save_every = 0", "save_every"), ('optimizer = "sgd"', "optimizer"), ('tokenizer = "words"', "tokenizer"),
+        ("muon_rate = inf", "muon_rate"), ("weight_decay = inf", "weight_decay"), ("seed = -1", "seed"),
+        ("seed = 9223372036854775808", "seed"), ("steps = true", "steps"), ('steps = "12"', "steps"),
         ("stepz = 3", "stepz"), ("model = 3", "model"), ("average = 1.0", "average"), ("carry = 0", "carry"),
     ],
 )  # fmt: skip
@@ -51,6 +53,9 @@ def test_bad_field_is_named(tmp_path: Path, line: str, field: str) -> None:
     [
         ('kind = "image"\ncarry = 2', "an image is one window"),
         ('kind = "image"\nextra = "z"', "extra is text"),
+        ('kind = "image"\nlength = 64', "length says nothing to a model of kind image"),
+        ("size = 32", "size says nothing to a model of kind text"),
+        ('preset = "nope"', "preset: 'nope' is none; known: "),
         ("carry = 3\nsave_every = 100", "save_every 100 is no multiple of carry 3"),
         ("[model]\nvocab_size = 300", "model: vocab_size follows from the data"),
         ('kind = "image"\n[model]\nmax_model_len = 9', "model: max_model_len follows from the data"),

@@ -88,6 +88,22 @@ def poison(runtime: EagerRuntime, slot: int) -> None:
     runtime.restore(slot, bytes(state) + sha256(state).digest())
 
 
+def test_slots_outside(runtime: EagerRuntime, folder: Path) -> None:
+    """Negative ones, too, are no slots; a copy to some of which one is none copies nothing."""
+    with pytest.raises(ValueError, match="0 slots"):
+        EagerRuntime(tiny.opened(folder), 0)
+    runtime.run([Job(0, [1])])
+    for call in (runtime.reset, runtime.position, runtime.export, runtime.restart_automaton):
+        for slot in (-1, SLOTS):
+            with pytest.raises(IndexError, match=rf"slot {slot} is outside 0 \.\.\. {SLOTS - 1}"):
+                call(slot)
+    with pytest.raises(IndexError, match="slot 99 is outside"):
+        runtime.copy(0, [1, 99])
+    with pytest.raises(IndexError, match="slot -1 is outside"):
+        runtime.restore(-1, runtime.export(0))
+    assert [runtime.position(slot) for slot in (0, 1, SLOTS - 1)] == [1, 0, 0]
+
+
 def test_run_equals_each_job_alone(runtime: EagerRuntime) -> None:
     """Every kind of job, in one call and one by one: equal results, equal states."""
     together = runtime.run(mixed_jobs([0, 1, 2, 3, 17]))

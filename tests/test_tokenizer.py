@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.tokenizer import SPACE, Bytes, Characters, IncrementalDecoder, Tokenizer, load_tokenizer, train_characters
+from model.tokenizer import (
+    SPACE,
+    UNKNOWN,
+    Bytes,
+    Characters,
+    IncrementalDecoder,
+    Tokenizer,
+    load_tokenizer,
+    train_characters,
+)
 
 TRAINING_TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.  \tÆsop said: é, €, 猫, 🙂.\r\n"
 TOKENIZERS: dict[str, Tokenizer] = {"bytes": Bytes(), "characters": train_characters(TRAINING_TEXT)}
@@ -132,7 +141,7 @@ def test_sizes() -> None:
     assert TOKENIZERS["characters"].vocab_size == len(alphabet) + 256 + 3
 
 
-@pytest.mark.parametrize("text", ["\n\n", "a", SPACE, "\0", " ", "\n \n"])
+@pytest.mark.parametrize("text", ["\n\n", "a", SPACE, UNKNOWN, "abc \u2583\u2584\u2585\u2586", "\0", " ", "\n \n"])
 def test_alphabets_of_almost_nothing(text: str) -> None:
     """A text of line ends or signs alone still makes a lossless tokenizer."""
     tokenizer = train_characters(text)

@@ -24,8 +24,8 @@ from model import curve, runs, weights
 from model.batches import Material
 from model.checkpoint import Checkpoint
 from model.muon import Muon, orthogonal
-from model.recipe import Recipe
-from model.train import Trainer
+from model.recipe import Recipe, RecipeError
+from model.train import STATE, Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +65,33 @@ def assert_same(a: Trainer, b: Trainer) -> None:
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
     for key in ("step", "chars", "train_bpc", "validation_bpc", "num_scanned"):
         assert [row[key] for row in a.rows] == [row[key] for row in b.rows], key
+
+
+def test_gradients_that_are_no_numbers(corpus: Path, tmp_path: Path) -> None:
+    """The run ends and says at which step and rates; what was saved stands."""
+    trainer = make_trainer(make_recipe(corpus), tmp_path / "run")
+    trainer.step()
+    trainer.save()
+    with torch.no_grad():
+        trainer.network.norm.weight.fill_(math.inf)
+    with pytest.raises(ValueError, match=r"step 2: the gradients are no finite numbers; .*muon_rate 0\.02"):
+        trainer.step()
+    assert make_trainer(make_recipe(corpus), tmp_path / "run").steps_done == 1
+
+
+@pytest.mark.parametrize("facts", [None, {}, {"facts": "{"}, {"facts": "{}"}])
+def test_a_state_that_is_none(corpus: Path, tmp_path: Path, facts: dict[str, str] | None) -> None:
+    """A file of tensors that no run wrote."""
+    (tmp_path / "run").mkdir()
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "run" / STATE, facts)
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged .* remove it to start again"):
+        make_trainer(make_recipe(corpus), tmp_path / "run")
+
+
+def test_a_shape_that_no_model_has(corpus: Path, tmp_path: Path) -> None:
+    """One line that names the field."""
+    with pytest.raises(RecipeError, match=r"^small: model: dim: [^\n]*$"):
+        make_trainer(make_recipe(corpus, model={"dim": "x"}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.automaton import Automaton
-from model.sampling import SamplingParams
+from model.sampling import NothingToDrawError, SamplingParams
 
 
 class StateError(ValueError):
@@ -83,6 +83,11 @@ class Done:
     logprobs: list[float] = field(default_factory=list)  # of the drawn tokens
     top: list[Top] = field(default_factory=list)  # one a drawn token, where asked for
     stopped: Stop | None = None
+
+    def check_drawn(self) -> None:
+        """NothingToDrawError where a draw ended because there was nothing to draw from."""
+        if self.stopped is Stop.FAULT:
+            raise NothingToDrawError
 
 
 class Runtime(Protocol):

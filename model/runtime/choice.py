@@ -64,7 +64,8 @@ def open_runtime(
 
     ``match``: whether the checkpoint's match model is used, where it has one. ``verify``: whether the native runtime
     must compute what is stored beside the model (model/conformance.py), where anything is.
-    CheckpointError where the weights do not fit or it does not, RuntimeMissingError where there is no such runtime.
+    CheckpointError where the weights do not fit or it does not, RuntimeMissingError where there is no such runtime,
+    ValueError where AFT_ISA names an instruction set that is not available here.
     """
     name, _ = choose(wanted)
     if name == "native":

@@ -35,7 +35,12 @@ class EagerRuntime:
     exact = False
 
     def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu", *, match: bool = True) -> None:
-        """CheckpointError where the weights do not fit the config. ``match``: whether its match model is used."""
+        """CheckpointError where the weights do not fit the config, ValueError for no slots.
+
+        ``match``: whether its match model is used.
+        """
+        if num_slots < 1:
+            raise ValueError(f"{num_slots} slots: at least 1")
         self._network = load(checkpoint).to(device).freeze()
         config = checkpoint.config.model
         self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
@@ -59,7 +64,12 @@ class EagerRuntime:
 
     def position(self, slot: int) -> int:
         """Positions consumed."""
-        return self._positions[slot]
+        return self._positions[self._checked(slot)]
+
+    def _checked(self, slot: int) -> int:
+        if not 0 <= slot < self.num_slots:
+            raise IndexError(f"slot {slot} is outside 0 ... {self.num_slots - 1}")
+        return slot
 
     @torch.no_grad()
     def run(self, jobs: Sequence[Job]) -> list[Done]:
@@ -170,19 +180,19 @@ class EagerRuntime:
 
     def reset(self, slot: int) -> None:
         """Back to before the first position."""
-        self._write(slot, self._empty)
+        self._write(self._checked(slot), self._empty)
         self._positions[slot] = 0
         self._recent[slot] = NOTHING
         self._samplers[slot] = SlotSampler.empty(self.vocab_size)
 
     def restart_automaton(self, slot: int) -> None:
         """The contract of ``Runtime.restart_automaton``."""
-        self._samplers[slot].automaton_state = 0
+        self._samplers[self._checked(slot)].automaton_state = 0
 
     def copy(self, source: int, targets: Sequence[int]) -> None:
         """Copy a slot, sampler included, into others."""
-        state = self._read(source)
-        for target in targets:
+        state = self._read(self._checked(source))
+        for target in [self._checked(target) for target in targets]:  # all of them, before one is written
             self._write(target, state)
             self._positions[target] = self._positions[source]
             self._recent[target] = self._recent[source]
@@ -190,7 +200,7 @@ class EagerRuntime:
 
     def export(self, slot: int) -> bytes:
         """The slot's state as bytes."""
-        sampler = self._samplers[slot]
+        sampler = self._samplers[self._checked(slot)]
         facts: dict[str, object] = {
             "fingerprint": self.fingerprint,
             "position": self._positions[slot],
@@ -202,6 +212,7 @@ class EagerRuntime:
 
     def restore(self, slot: int, state: bytes) -> None:
         """Put an exported state into a slot. StateError leaves the slot as it was."""
+        self._checked(slot)
         facts, body = states.unpack(state)
         if facts.get("fingerprint") != self.fingerprint:
             raise StateError("the state belongs to another model or runtime")

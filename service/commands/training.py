@@ -24,11 +24,15 @@ def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -
     """The recipe for a text of one's own: the one that an interrupted run chose, or one that fits the minutes."""
     kept, asked = runs / name / KEPT, {"corpus": str(source), "minutes": minutes, "seed": seed}
     if kept.exists():
-        content = json.loads(kept.read_bytes())
-        if content["asked"] == asked:
-            return make(str(kept), content["recipe"])
-        before = ", ".join(f"{key} {value}" for key, value in content["asked"].items())
-        raise ValueError(f"{kept.parent} holds a run with {before}; remove it or choose another name")
+        try:
+            content = json.loads(kept.read_bytes())
+            before, known = content["asked"], content["recipe"]
+            told = ", ".join(f"{key} {value}" for key, value in before.items())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{kept} is damaged ({error!r}); remove it to start again") from None
+        if before == asked:
+            return make(str(kept), known)
+        raise ValueError(f"{kept.parent} holds a run with {told}; remove it or choose another name")
     recipe = fit_minutes(name, str(source), minutes, seed)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"asked": asked, "recipe": recipe.model_dump(mode="json")}, indent=2) + "\n")

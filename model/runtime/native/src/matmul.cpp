@@ -171,13 +171,16 @@ void matmul(const Matrix& w, int32_t first, int32_t last, const float* x, int64_
             int64_t y_stride) {
     alignas(64) Input packed[ROWS_AT_ONCE * PAIRS];
     const int32_t at_once = rows == 1 ? ROWS_AT_ONCE * PAIRS : PAIRS;
-    for (int32_t r = 0; r < rows; r += ROWS_AT_ONCE, x += ROWS_AT_ONCE * x_stride, y += ROWS_AT_ONCE * y_stride) {
+    for (int32_t r = 0; r < rows; r += ROWS_AT_ONCE) {
+        const float* some = x + r * x_stride;
+        float* out = y + r * y_stride;
         const int32_t count = r + ROWS_AT_ONCE < rows ? ROWS_AT_ONCE : rows - r;
         for (int32_t p = 0; p < w.pairs; p += at_once) {
             const int32_t pairs = p + at_once < w.pairs ? at_once : w.pairs - p;
-            const Product part{w, p, pairs, pairs_of(x + 2 * int64_t(p), x_stride, count, pairs, packed), y, y_stride};
+            const Product part{w, p, pairs, pairs_of(some + 2 * int64_t(p), x_stride, count, pairs, packed),
+                               out, y_stride};
             if (rows == 1)
-                part.rows<1, BLOCKS_OF_ONE>(0, first, last - first, y);
+                part.rows<1, BLOCKS_OF_ONE>(0, first, last - first, out);
             else
                 part.all(count, first, last);
         }
