@@ -26,5 +26,5 @@ EXPOSE 8000
 # running streams have 30 s to finish (AFT_DRAIN_SECONDS): give `docker stop` a longer grace than that
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['AFT_PORT'] + '/readyz', timeout=2)"]
+    CMD ["python", "-c", "import os, http.client as h; c = h.HTTPConnection('127.0.0.1', int(os.environ['AFT_PORT']), timeout=2); c.request('GET', '/readyz'); raise SystemExit(c.getresponse().status != 200)"]
 CMD ["aft", "serve"]

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import errors
@@ -110,6 +113,20 @@ class Rules:
     hosts: Hosts
     origins: frozenset[str]  # of pages that may post, beside our own
     rate: Rate | None
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, whose refusal is text."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The one shape of all errors."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        refused = errors.forbidden_preflight(bytes(response.body).decode()).response()
+        own = {"content-length", "content-type"}
+        refused.headers.update({name: value for name, value in response.headers.items() if name not in own})
+        return refused
 
 
 def read_rules(settings: Settings) -> Rules:

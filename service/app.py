@@ -15,11 +15,10 @@ from fastapi import FastAPI, Request
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from service import errors
-from service.access import Access, read_rules
+from service.access import Access, Cors, read_rules
 from service.engine import Engine, Served
 from service.loading import load_models
 from service.metrics import Metrics
@@ -29,6 +28,7 @@ from service.settings import Settings
 from service.state import Service
 
 log = logging.getLogger("aft")
+LOADING = "loading"  # name of the thread
 Loader = Callable[[Settings, Metrics], list[Served]]
 
 
@@ -67,7 +67,7 @@ def create_app(
     app.add_middleware(Faults)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # Authorization, Content-Type, and a dozen that OpenAI's client adds
@@ -99,7 +99,7 @@ async def _in_thread(work: Callable[[], list[Served]]) -> list[Served]:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(done, served, failed)
 
-    threading.Thread(target=main, name="loading", daemon=True).start()
+    threading.Thread(target=main, name=LOADING, daemon=True).start()
     return await result
 
 

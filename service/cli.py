@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from service.commands.calibration import average, calibrate
-from service.commands.terminal import fail, require
+from service.commands.terminal import check_writable, fail, one_line, require
 from service.load.cli import serve as bench_serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,6 +34,9 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 0: a good number.")] = None,
 ) -> None:
     """Serve every checkpoint over HTTP. All other settings: environment AFT_*, see docs/service.md."""
+    # process 1 of a container is not ended by a signal that it does not handle, and the imports take their time; an
+    # exception could get lost in one of them
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from service.server import serve as run
     from service.settings import Settings
 
@@ -71,7 +76,7 @@ def generate(
     label: Annotated[str, typer.Option("--class", help="What the image shows; empty: anything.")] = "",
     style: Annotated[str, typer.Option(help="The style of the image; empty: any.")] = "",
     name: Annotated[str, typer.Option(help="What the image shows, in words, where the model knows names.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Characters to write; 400.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0.8, for an image 1.")] = None,
     guidance: Annotated[
         float, typer.Option(min=0, max=20, help="How strongly the image's class and name count; 1 is off.")
@@ -83,31 +88,25 @@ def generate(
     import secrets
 
     from model.generate import generate as stream
-    from model.runtime.choice import RuntimeMissingError
 
-    try:
+    with one_line():
         chosen = secrets.randbits(31) if seed is None else seed
         if image is not None:
             from service.commands.drawing import run
 
+            if max_tokens is not None or (label and prompt):
+                raise fail("an image has one class, --class or the prompt, and as many sub-pixels as the model draws")
+            check_writable(image)
             how = {"temperature": 1.0 if temperature is None else temperature, "guidance": guidance, "seed": chosen}
-            run(checkpoints / (model or "emoji"), image, label, style, name, **how)
+            run(checkpoints / (model or "emoji"), image, label or prompt, style, name, **how)
             return
         if label or style or name or guidance != 1:
             raise fail("--class, --style, --name and --guidance say how an image is drawn; --image FILE draws one")
         folder, warmth = checkpoints / (model or "shakespeare"), 0.8 if temperature is None else temperature
-        for part in stream(folder, prompt, max_tokens, temperature=warmth, seed=chosen):
+        for part in stream(folder, prompt, max_tokens or 400, temperature=warmth, seed=chosen):
             sys.stdout.write(part)
             sys.stdout.flush()
         sys.stdout.write("\n")
-    except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
-        raise fail(str(error)) from None
-
-
-def _checkpoint_error() -> type[Exception]:
-    from model.checkpoint import CheckpointError
-
-    return CheckpointError
 
 
 @app.command()
@@ -125,13 +124,12 @@ def train(
     require("training", "torch", "matplotlib")
     import torch
 
-    from model.fetch import DataError
-    from model.recipe import RecipeError, read
+    from model.recipe import read
     from service.commands.training import own_recipe, run
 
     if threads:
         torch.set_num_threads(threads)
-    try:
+    with one_line():
         if source.suffix == ".toml":
             if (name, minutes, seed) != (None, None, None):
                 raise fail("a recipe has its own name, steps and seed: --name, --minutes and --seed are for a text")
@@ -141,8 +139,6 @@ def train(
         else:
             recipe = own_recipe(name, source, 10 if minutes is None else minutes, seed or 0, runs)
         run(recipe, runs / recipe.name, checkpoints / recipe.name, tensorboard, calibrated=name is not None)
-    except (DataError, RecipeError, ValueError) as error:
-        raise fail(str(error)) from None
 
 
 @app.command("eval")
@@ -161,14 +157,12 @@ def evaluate(
 ) -> None:
     """Bits per character of the test split: overlapping windows, and by position through the recurrence."""
     require("an evaluation", "torch", *(["matplotlib"] if plot else []))
-    from model.fetch import DataError
     from service.commands.evaluation import run
 
-    try:
+    check_writable(json_file, plot)
+    with one_line():
         wanted = [int(depth) for depth in depths.split(",") if depth]
         run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot, match=match)
-    except (ValueError, DataError, _checkpoint_error()) as error:
-        raise fail(str(error)) from None
 
 
 class BenchGroup(TyperGroup):
@@ -208,14 +202,14 @@ def bench(
     checkpoints: Checkpoints = Path("checkpoints"),
 ) -> None:
     """Measure a runtime in process, beside what this machine could reach at most."""
-    from model.runtime.choice import RuntimeMissingError
     from service.commands.benching import Wish, random_model, run
 
     if random is not None:
         require("a model of random weights", "torch")
+    check_writable(json_file)
     what = context.info_name
     usual = {"decode": "1,4,16,64,256", "prefill": "64,512,4096", "images": "1,16,64"}
-    try:
+    with one_line():
         if what not in usual or runtime not in ("auto", "native", "torch"):
             raise ValueError(f"a runtime is auto, native or torch; nothing is measured on {runtime}")
         wanted = [int(size) for size in (sizes or usual[what]).split(",")]
@@ -227,8 +221,6 @@ def bench(
         wish = Wish(what, wanted, after, threads, runtime, peers, json_file)  # type: ignore[arg-type]
         with nullcontext(checkpoints / model) if random is None else random_model(random) as folder:
             run(folder, wish)
-    except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
-        raise fail(str(error)) from None
 
 
 @app.command()
@@ -241,20 +233,18 @@ def conformance(
     """Compare the native runtime's logits on this processor with the hashes stored beside a model."""
     from model import conformance as stored
     from model.checkpoint import Checkpoint
-    from model.runtime.choice import RuntimeMissingError, open_runtime
+    from model.runtime.choice import open_runtime
 
     folder = checkpoints / model
-    try:
+    with one_line():
         checkpoint = Checkpoint(folder)
         runtime = open_runtime(checkpoint, 1, wanted="native", verify=False)
         network = open_runtime(checkpoint, 1, wanted="native", match=False, verify=False)
+        if not write and not (folder / stored.FILE).exists():
+            raise fail(f"{model} has no {stored.FILE}: aft conformance {model} --write")
         if write:
             stored.write(folder, runtime, network)
         found, wrong = stored.compare(checkpoint, runtime, network, deepest=deepest)
-    except FileNotFoundError:
-        raise fail(f"{model} has no {stored.FILE}: aft conformance {model} --write") from None
-    except (ValueError, RuntimeMissingError, _checkpoint_error()) as error:
-        raise fail(str(error)) from None
     if wrong:
         raise fail(f"{runtime.isa}: the logits after {', '.join(wrong)} positions are not those of the stored hashes")
     typer.echo(f"{runtime.isa}: the logits after {', '.join(found)} positions are the stored ones")
@@ -274,15 +264,13 @@ def show(
 ) -> None:
     """Draw a contact sheet of an image set."""
     from model import images, pixels
-    from model.fetch import DataError
 
-    try:
+    check_writable(out)
+    with one_line():
         pictures = images.load(source, size).subset(part)
-    except DataError as error:
-        raise fail(str(error)) from None
-    if not pictures.names:
-        raise fail(f"this part of {source} has no pictures")
-    out.write_bytes(pixels.to_png(pixels.sheet(list(pictures.images[:count]), columns=24, scale=2)))
+        if not pictures.names:
+            raise fail(f"this part of {source} has no pictures")
+        out.write_bytes(pixels.to_png(pixels.sheet(list(pictures.images[:count]), columns=24, scale=2)))
     typer.echo(
         f"{min(count, len(pictures.names))} of {len(pictures.names)} pictures; labels: {', '.join(pictures.labels)}"
     )

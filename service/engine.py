@@ -176,8 +176,8 @@ class Engine:
                 outcome = Outcome.CANCELLED
             elif generation.deadline is not None and now > generation.deadline:
                 outcome = Outcome.TIMEOUT
-            elif generation.max_seconds is not None and now - generation.arrived > generation.max_seconds:
-                outcome = Outcome.LENGTH
+            elif generation.max_seconds and generation.admitted and now - generation.admitted > generation.max_seconds:
+                outcome = Outcome.LENGTH  # waiting for a slot is no part of it
             if outcome is not None:
                 model.scheduler.remove(generation)
                 ended.append((generation, Burst([], outcome)))

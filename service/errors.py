@@ -70,6 +70,13 @@ def forbidden_origin(origin: str) -> ApiError:
     return ApiError(403, "invalid_request_error", "forbidden_origin", message)
 
 
+def forbidden_preflight(reason: str) -> ApiError:
+    """400: what a browser asks before it posts may not be done."""
+    return ApiError(
+        400, "invalid_request_error", "forbidden_origin", f"{clip(reason)}; AFT_CORS_ORIGINS has the origins"
+    )
+
+
 def not_http() -> ApiError:
     """400: what came is no HTTP request."""
     return ApiError(400, "invalid_request_error", "invalid_http", "this is no HTTP/1.1 request that can be read")

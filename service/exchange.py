@@ -46,6 +46,13 @@ class Exchange:
             generation.arrived = request.state.began  # what its body took to come and to be read is part of its time
             generation.deadline = generation.arrived + deadline if deadline else None
         self._later = deque(generations[at_once:]) if at_once else deque[Generation]()
+        self._submitted = time.perf_counter()
+        if (
+            deadline and self._submitted > request.state.began + deadline
+        ):  # the body came slowly: nobody waited for a slot
+            self.outcome = Outcome.TIMEOUT
+            self.finish()
+            raise errors.deadline_exceeded(deadline)
         self._engine.submit(*generations[:at_once])
 
     async def bursts(self) -> AsyncGenerator[tuple[Generation, Burst]]:
@@ -144,9 +151,10 @@ class Exchange:
             sum(g.num_generated for g in self.generations),
             len(self.generations),
         )
+        # who left or was too late before a slot was free has waited, too
+        metrics.queue_seconds.labels(model, endpoint).observe((now if admitted is None else admitted) - self._submitted)
         if admitted is not None:
-            ended.queue_seconds = admitted - first.arrived
-            metrics.queue_seconds.labels(model, endpoint).observe(ended.queue_seconds)
+            ended.queue_seconds = admitted - self._submitted
             if begun is not None:
                 ended.first_token_seconds = begun - first.arrived
                 metrics.prefill_seconds.labels(model, endpoint).observe(begun - admitted)

@@ -9,19 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 
 import h11
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import errors, logs
-from service.app import create_app
+from service.app import LOADING, create_app
 from service.errors import SettingError
 from service.hosts import is_loopback
+from service.request import Outcome
 from service.settings import Settings
 from service.state import Service
 
@@ -35,14 +40,20 @@ class Protocol(H11Protocol):
     """uvicorn's, whose answer to what is no HTTP is text."""
 
     def send_400_response(self, msg: str) -> None:
-        """The one shape of all errors."""
-        body = bytes(errors.not_http().response().body)
+        """The one shape of all errors; counted and logged like any request."""
+        body, request_id = bytes(errors.not_http().response().body), secrets.token_hex(8)
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
-            ("x-request-id", secrets.token_hex(8)),
+            ("x-request-id", request_id),
             ("connection", "close"),
         ]
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        service: Service = app.state.service
+        service.metrics.requests.labels("", "other", Outcome.REJECTED.value).inc()
+        scope = {"state": {"request_id": request_id}, "method": "", "path": "", "headers": []}
+        logs.request(scope, self.client[0] if self.client else "", 400, Outcome.REJECTED, 0.0)
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
@@ -158,4 +169,11 @@ def serve(settings: Settings) -> int:
         return 1
     warn_if_open(settings)
     asyncio.run(server.serve())
-    return server.exit_status if server.started else 1
+    status = server.exit_status if server.started else 1
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        # the interpreter cannot be taken down below a thread that is in the kernel or makes its threads
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status

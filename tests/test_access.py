@@ -484,7 +484,11 @@ def test_preflights_need_no_key() -> None:
         assert answer.headers["access-control-allow-headers"] == asked
         assert answer.headers["x-request-id"]
     other = call(app, "OPTIONS", "/v1/completions", **{**headers, "origin": "https://evil.example"})
-    assert (other.status, origin_of(other)) == (400, None)
+    other.check(400, "invalid_request_error", "forbidden_origin")
+    assert origin_of(other) is None
+    wrong = call(app, "OPTIONS", "/v1/completions", **{**headers, "access-control-request-method": "PUT"})
+    wrong.check(400, "invalid_request_error", "forbidden_origin")
+    assert origin_of(wrong) == ORIGIN
     assert call(app, "OPTIONS", "/v1/completions").status == 401  # no preflight: it has no origin
 
 

@@ -48,6 +48,7 @@ def test_services_are_confined() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert not {"privileged", "user", "healthcheck", "network_mode"} & set(service)  # as the image has them
     aft, prometheus = content["services"]["aft"], content["services"]["prometheus"]
+    assert aft["init"] is True
     context = (COMPOSE.parent / aft["build"]["context"]).resolve()
     assert context == ROOT
     assert (context / "Dockerfile").exists()

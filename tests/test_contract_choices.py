@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -471,6 +472,19 @@ def occupy(client: Client) -> Generation:
     return generation
 
 
+def test_a_stream_has_its_time_from_its_slot_on() -> None:
+    """AFT_MAX_STREAM_SECONDS: who waits longer than that for a slot still gets text; the wait is measured."""
+    runtime = FakeRuntime(1, seconds_per_token=0.001)
+    with serve_app(fake_loader(runtime), max_stream_seconds=0.5) as client:
+        occupant = occupy(client)
+        threading.Timer(1.0, client.service.engine.cancel, (occupant,)).start()
+        text = client.post({**BASE, "max_tokens": None, "stream": True}).text
+        assert text.count("data: ") > 2
+        assert '"finish_reason": "length"' in text or '"finish_reason":"length"' in text
+        assert client.metric("aft_generation_tokens_total") > 10
+        assert client.metric("aft_request_queue_seconds_sum", endpoint="completions") > 0.9
+
+
 def last_error(text: str) -> dict[str, Any]:
     """The error that ends a stream."""
     assert "[DONE]" not in text
@@ -618,8 +632,11 @@ def test_the_time_of_an_upload_counts() -> None:
     with serve_app(fake_loader(FakeRuntime(1)), deadline_seconds=0.5) as client:
         headers = {"content-type": "application/json"}
         late = client.http.post("/v1/completions", content=slowly(), headers=headers)
-        assert_error(late, 503, "overloaded_error", "queue_timeout")
+        assert_error(late, 504, "timeout_error", "deadline_exceeded")  # slots were free
+        assert late.headers["x-should-retry"] == "false"
+        assert client.metric("aft_requests_total", outcome="timeout") == 1
         assert client.metric("aft_request_duration_seconds_sum", endpoint="completions") > 0.5
+        assert client.metric("aft_request_queue_seconds_sum", endpoint="completions") < 0.5
         assert client.post(BASE).status_code == 200
 
 

@@ -39,6 +39,7 @@ from service.engine import Served
 from service.metrics import Metrics
 from service.settings import Settings
 
+ROOT = Path(__file__).parents[1]
 BASE: dict[str, Any] = {"model": "tiny", "prompt": "Speak", "max_tokens": 12, "seed": 7}
 
 
@@ -676,6 +677,29 @@ def test_a_signal_while_models_are_loaded(signals: int) -> None:
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+def test_a_signal_while_the_kernel_loads(delay: float) -> None:
+    """Exit 0 and not a word beside the log, wherever in the kernel the loading thread is."""
+    process = Process(ROOT / "checkpoints", ready=False)
+    try:
+        wait_until(lambda: catches(process.process.pid))
+        time.sleep(delay)
+        process.signal()
+        status, stderr = process.wait()
+    finally:
+        process.end()
+    assert status == 0, stderr
+    assert [line for line in stderr.splitlines() if not line[:4].isdigit()] == []
+
+
+def catches(pid: int) -> bool:
+    """Whether a process handles SIGTERM: process 1 of a container is deaf to it before."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (caught,) = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def connections(port: int, peer: int) -> int:
     """Of a server's port with one of its clients, as the kernel has them, in whatever state."""
     wanted = [f":{port:04X}", f":{peer:04X}"]
@@ -696,10 +720,19 @@ def test_a_reader_that_is_gone_leaves_no_connection(checkpoints: Path, stream: b
 
 
 @pytest.mark.parametrize(
-    "raw", [b"nothing\r\n\r\n", b"GET / HTTP/1.1\r\nhost localhost\r\n\r\n", b"\x16\x03\x01\r\n\r\n"]
+    "raw",
+    [
+        b"nothing\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost localhost\r\n\r\n",
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+    ],
 )
 def test_what_is_no_http(server: Process, raw: bytes) -> None:
-    """A 400 of the one shape, with an id, and the end of the connection."""
+    """A 400 of the one shape, with an id, and the end of the connection; it is counted."""
+    counted = "aft_requests_total", {"endpoint": "other", "outcome": "rejected", "model": ""}
+    before = server.metric(counted[0], **counted[1])
     with server.connect() as sock:
         sock.sendall(raw)
         answer = b""
@@ -711,6 +744,7 @@ def test_what_is_no_http(server: Process, raw: bytes) -> None:
     error = json.loads(body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
     assert (error["type"], error["code"]) == (INVALID, "invalid_http")
+    assert server.metric(counted[0], **counted[1]) == before + 1
 
 
 def test_refused_requests_are_their_models(fake: tuple[Client, FakeRuntime]) -> None:

@@ -207,6 +207,32 @@ def test_an_image_needs_no_name_of_a_model(tmp_path: Path) -> None:
     *_, wanted = draw(folder, "red", seed=4)
     with Image.open(tmp_path / "out.png") as image:
         assert (np.asarray(image) == wanted).all()
+    # over HTTP the class is the prompt, too
+    aft("generate", "red", "--image", tmp_path / "same.png", "--seed", 4, "--checkpoints", tmp_path)
+    assert (tmp_path / "same.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["red", "--class", "red", "--image", "out.png"], "one class"),
+        (["red", "--max-tokens", "4", "--image", "out.png"], "as many sub-pixels as the model draws"),
+        (["red", "--image", "absent/out.png"], "absent/out.png cannot be written: no folder absent"),
+        (["red", "--image", "."], "it is a folder"),
+        (["purple", "--image", "out.png"], "unknown label; known: blue, red"),
+    ],
+)
+def test_images_that_are_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    """One line, before anything is drawn."""
+    tiny.pictures(tmp_path / "emoji")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["generate", *arguments, "--checkpoints", "."])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("aft: ")
+    assert words in result.stderr
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_an_image_set_without_a_test_picture(folder: Path, random: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.terminal import fail, require
+from service.commands.terminal import fail, one_line, require
 
 
 def calibrate(
@@ -22,9 +22,6 @@ def calibrate(
     ),
 ) -> None:
     """Fit to the validation split how sure a model is and, for text, its match model; store both."""
-    from model.checkpoint import CheckpointError
-    from model.fetch import DataError
-
     require("a calibration", "torch")
     from model.calibration import is_at_limit
     from model.match import Match
@@ -32,10 +29,8 @@ def calibrate(
 
     if longest < shortest:
         raise fail(f"--longest {longest} is less than --shortest {shortest}")
-    try:
+    with one_line():
         found = run(checkpoints / model, corpus, Match.unfitted(window, shortest, longest, most))
-    except (ValueError, DataError, CheckpointError) as error:
-        raise fail(str(error)) from None
     typer.echo(f"validation split {found.before:.4f} -> {found.bits:.4f} bits; logits times {found.factor:.3f}")
     if is_at_limit(found.factor):
         typer.echo(f"a better factor may lie beyond: aft calibrate {model} once more goes on from here")
@@ -56,14 +51,12 @@ def average(
     """Average the weights of two checkpoints, of which one went on from the other."""
     require("an average", "torch")
     from model import weights
-    from model.checkpoint import Checkpoint, CheckpointError
+    from model.checkpoint import Checkpoint
 
     if name in (model, other):
         raise fail(f"--name {name} would replace what is averaged")
-    try:
+    with one_line():
         both = Checkpoint(checkpoints / model), Checkpoint(checkpoints / other)
         facts = {**both[1].config.training, "average": {"of": [model, other], "share": share}}
         weights.save(weights.mean(*both, share), both[1].codec, checkpoints / name, facts)
-    except (ValueError, CheckpointError) as error:
-        raise fail(str(error)) from None
     typer.echo(f"{checkpoints / name}: aft calibrate {name}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -17,3 +20,25 @@ def require(what: str, *modules: str) -> None:
     """Fail, before anything is begun, where ``what`` needs modules of the extra ``train`` that are not installed."""
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise fail(f"{what} needs {' and '.join(missing)}: make setup-train, or pip install -e '.[train]'")
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What the user, a file or the machine has wrong ends a command with one line; a fault of ours is a traceback."""
+    try:
+        yield
+    except Exception as error:
+        from model.checkpoint import CheckpointError
+        from model.fetch import DataError
+        from model.runtime.choice import RuntimeMissingError
+
+        if isinstance(error, (ValueError, OSError, CheckpointError, DataError, RuntimeMissingError)):
+            raise fail(str(error)) from None
+        raise
+
+
+def check_writable(*files: Path | None) -> None:
+    """Fail, before hours of work are done, where a file has no folder to stand in, or is one."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise fail(f"{file} cannot be written: {'it is a folder' if file.is_dir() else f'no folder {file.parent}'}")

@@ -15,6 +15,7 @@ from service.schema.parse import read_body
 
 MAX_FIELDS = 64
 MAX_FILES = 4
+FILES = ("image", "mask")  # never text
 
 
 @dataclass(slots=True)
@@ -26,9 +27,18 @@ class Form:
 
 
 class _Parser(MultiPartParser):
-    """Knows whether the form was complete."""
+    """Knows whether the form was complete, and its text UTF-8."""
 
     complete = False
+
+    def on_part_end(self) -> None:
+        """After a part: its text is UTF-8, or Starlette would take it for Latin-1."""
+        if self._current_part.file is None:
+            try:
+                bytes(self._current_part.data).decode()
+            except UnicodeDecodeError:
+                raise MultiPartException("a field is not UTF-8") from None
+        super().on_part_end()
 
     def on_end(self) -> None:
         """After the last boundary."""
@@ -64,6 +74,8 @@ async def read_form(request: Request, limit: int, seconds: float) -> Form:
             raise invalid(f"field {clip(known)!r} is given twice", clip(known))
         if isinstance(value, UploadFile):
             form.files[known] = await value.read()
+        elif known in FILES:
+            raise invalid(f"{known}: a file is wanted, with a filename, and text was sent", known)
         else:
             form.fields[known] = value
     await sent.close()
