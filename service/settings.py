@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     max_choices: Positive = Field(128, description="choices of a request: prompts x the larger of n and best_of")
     max_scored_prompts: Positive = Field(1024, description="prompts of a request that only scores (`max_tokens: 0`)")
     deadline_seconds: Annotated[float, Field(ge=0)] = Field(
-        0, description="time that a request has, waiting included; 0: no deadline"
+        0, description="time that a request has from its head on, body and waiting included; 0: no deadline"
     )
     max_tokens: Positive = Field(1_000_000, description="largest `max_tokens` of a request")
     max_stream_tokens: Positive = Field(2_000_000, description="tokens after which an unlimited stream ends")
