@@ -21,7 +21,7 @@ from model.sampling import likeliest
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import MAX_PENDING, Burst, Generation, Outcome
-from service.scheduler import KeyQueueFullError, QueueFullError, Scheduler, num_streams, prompts_and_bursts
+from service.scheduler import KeyQueueFullError, QueueFullError, Scheduler, Work
 
 log = logging.getLogger("aft.engine")
 
@@ -200,7 +200,7 @@ class Engine:
         seconds = time.perf_counter() - began
         model.scheduler.observe(jobs, max(len(done.drawn) for done in results), seconds)
         self._metrics.step_seconds.labels(model.name).observe(seconds)
-        self._metrics.batch_size.labels(model.name).observe(sum(map(num_streams, jobs)))
+        self._metrics.batch_size.labels(model.name).observe(sum(job.num_streams for job in jobs))
         return list(zip(results, top, strict=True))
 
     def _deliver(
@@ -290,3 +290,9 @@ def _deliver_all(bursts: list[tuple[Generation, Burst]]) -> None:
     """On the event loop: one wake-up for a whole step."""
     for generation, burst in bursts:
         generation.deliver(burst)
+
+
+def prompts_and_bursts(work: Work) -> tuple[Work, Work]:
+    """A step's jobs by what they are for."""
+    prompts = [(generation, job) for generation, job in work if generation.num_computed < len(generation.prompt)]
+    return prompts, [(generation, job) for generation, job in work if generation.num_computed == len(generation.prompt)]

@@ -8,6 +8,7 @@ under its lock.
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ PREFILL_CHUNK = 512  # tokens of one prompt in a step, at most
 PREFILL_BUDGET = 2048  # tokens of all prompts in a step, at most
 FIRST_BUDGET = 512  # before it is known what they cost
 MAX_BURST = 256
+SHORTEST_SECONDS, FEW_STREAMS = 0.005, 8  # of a burst; up to so many streams events are cheap
 MANY_STREAMS = 32  # from here on bursts grow with the number of streams
 # While all slots are taken and somebody waits: a slot that becomes free is seen soon, at little cost a token.
 MAX_BURST_QUEUED = 8
@@ -61,6 +63,7 @@ class Scheduler:
         self._costs: dict[int, float] = {}  # seconds of a decode step by the bits of its number of streams, smoothed
         self.seconds_per_token = 0.0  # of a decode step of those who write now
         self.prefill_seconds = 0.0  # of one token of a prompt, smoothed
+        self._passed = 0  # tokens of prompts in steps that writers passed by
 
     def room(self, key: str, num_slots: int = 1) -> int:
         """Generations of a key, of so many slots each, that can run and wait where there are no others."""
@@ -146,7 +149,7 @@ class Scheduler:
         elif generation in self.waiting:
             self.waiting.remove(generation)
 
-    def _burst(self, prefill: int, part: float, *, more: bool = True) -> int:
+    def _burst(self, prefill: int, part: float, now: float = 0.0, *, more: bool = True) -> int:
         """Tokens that a stream draws in a step beside so many tokens of prompts.
 
         A step takes ``burst_seconds``. Where it leaves ``more`` of prompts to the next, they have their ``part`` of the
@@ -154,13 +157,26 @@ class Scheduler:
         """
         if not self.seconds_per_token:
             return 1
-        # an event costs its sender as much as some tokens: of many streams each gets fewer, longer ones
-        seconds = self.burst_seconds * self.time_share * max(1.0, len(self.running) / MANY_STREAMS)
+        seconds = self._step_seconds()
+        if len(self.running) <= FEW_STREAMS:
+            # where one prompt came, more may: who began a moment ago writes a moment
+            began = max((g.first_token or -math.inf for g in self.running), default=-math.inf)
+            seconds = min(seconds, max(SHORTEST_SECONDS, now - began))
         taken = prefill * self.prefill_seconds
         seconds = (1 - part) * min(seconds, taken / part) if prefill and more else seconds - taken
         full = bool(self.waiting) and len(self.free) < self.waiting[0].num_slots
         most = MAX_BURST_QUEUED if full else MAX_BURST
         return max(1, min(most, int(seconds / self.seconds_per_token)))
+
+    def _can_rest(self, ready: list[Generation], prefill: int, now: float) -> bool:
+        """Whether all who write can pass a step by: none waits longer for it than for a burst without prompts."""
+        latest = now + prefill * self.prefill_seconds - self._step_seconds()
+        written = (g.last_delivery for g in ready if g.num_computed == len(g.prompt))
+        return all(delivery is not None and delivery > latest for delivery in written)
+
+    def _step_seconds(self) -> float:
+        """Of a step of bursts: an event costs as much as some tokens, so many streams get fewer, longer ones."""
+        return self.burst_seconds * self.time_share * max(1.0, len(self.running) / MANY_STREAMS)
 
     def _budget(self, part: float) -> int:
         """Tokens of prompts in a step: their ``part`` of ``burst_seconds``."""
@@ -170,11 +186,11 @@ class Scheduler:
 
     def observe(self, jobs: list[Job], drawn: int, seconds: float) -> None:
         """Learn what a step costs; ``drawn`` by the longest burst."""
-        prefill = sum(len(job.tokens) * num_streams(job) for job in jobs if len(job.tokens) > 1)
+        prefill = sum(len(job.tokens) * job.num_streams for job in jobs if len(job.tokens) > 1)
         if prefill:
             self.prefill_seconds = _smooth(self.prefill_seconds, seconds / prefill)
         elif drawn:
-            bits = sum(map(num_streams, jobs)).bit_length()
+            bits = sum(job.num_streams for job in jobs).bit_length()
             self._costs[bits] = _smooth(self._costs.get(bits, 0.0), seconds / drawn)
 
     def _cost(self, streams: int) -> float:
@@ -195,11 +211,14 @@ class Scheduler:
             self.seconds_per_token = self._cost(sum(writing))
         sizes = self._sizes(ends, self._budget(part))
         computed = sum(size * generation.num_slots for generation, size in sizes.items())
-        burst = self._burst(computed, part, more=computed < sum(unread))
+        more = computed < sum(unread)
+        burst, self._passed = 0, self._passed + computed
+        if not (more and part == PART_IF_SOON and self._can_rest(ready, computed, now)):
+            burst, self._passed = self._burst(self._passed if more else computed, part, now, more=more), 0
         work: Work = []
         for generation in ready:
             left = len(generation.prompt) - generation.num_computed
-            if not left or generation in sizes:
+            if (burst and not left) or generation in sizes:
                 work += self._jobs(generation, sizes.get(generation, 0), burst)
         return work
 
@@ -277,16 +296,5 @@ def _left_over(generations: Sequence[Generation], free: int) -> int:
     return 0
 
 
-def num_streams(job: Job) -> int:
-    """A job's own, and its guide's."""
-    return 1 if job.draw is None or job.draw.guide is None else 2
-
-
 def _smooth(before: float, now: float) -> float:
     return (1 - SMOOTHING) * before + SMOOTHING * now if before else now
-
-
-def prompts_and_bursts(work: Work) -> tuple[Work, Work]:
-    """A step's jobs by what they are for."""
-    prompts = [(generation, job) for generation, job in work if generation.num_computed < len(generation.prompt)]
-    return prompts, [(generation, job) for generation, job in work if generation.num_computed == len(generation.prompt)]

@@ -11,6 +11,7 @@ from model.automaton import stops
 from model.runtime.base import Draw, Guide, Job
 from model.sampling import SamplingParams
 from model.tokenizer import Bytes
+from service.engine import prompts_and_bursts
 from service.request import MAX_PENDING, Generation
 from service.scheduler import (
     FIRST_BUDGET,
@@ -22,7 +23,6 @@ from service.scheduler import (
     KeyQueueFullError,
     QueueFullError,
     Scheduler,
-    prompts_and_bursts,
 )
 
 TOKENIZER = Bytes()
@@ -326,6 +326,43 @@ def test_bursts_adapt() -> None:
     assert s._burst(0, 0.5) == MAX_BURST_QUEUED
     s.seconds_per_token = 1.0
     assert s._burst(0, 0.5) == 1
+
+
+def test_who_began_a_moment_ago_writes_a_moment() -> None:
+    """Few streams: a burst is no longer than the youngest has been writing. Many: events would cost too much."""
+    s = scheduler(slots=20, queue=20)
+    s.add(make("first", max_tokens=1000))
+    book(s.schedule(0.0))
+    s.seconds_per_token = 0.00099
+    (first,) = s.running
+    assert s._burst(0, 0.5, 10.0) == 50  # nothing is known of it
+    first.first_token = 10.0
+    assert [s._burst(0, 0.5, 10.0 + age) for age in (0.001, 0.0125, 0.03, 7.0)] == [5, 12, 30, 50]
+    s.add(*(make(str(i), max_tokens=1000) for i in range(8)))
+    book(s.schedule(17.0))
+    assert s._burst(0, 0.5, 10.001) == 50
+
+
+def test_writers_pass_short_prompts_by() -> None:
+    """Until the last event of one of them is as old as the next would be anyway; then they get their share at once."""
+    s = scheduler(slots=8, queue=8)
+    s.add(make("writing", prompt=1, max_tokens=1000))
+    book(s.schedule(0.0))
+    s.prefill_seconds, s.seconds_per_token = 0.01 / PREFILL_CHUNK, 0.0001
+    s.running[0].last_delivery, s.running[0].first_token = 1.0, 0.5
+    s.add(*(make(str(i), prompt=16 * PREFILL_CHUNK, max_tokens=1000) for i in range(2)))
+
+    def drawn(now: float) -> list[int]:
+        work = s.schedule(now)
+        book(work)
+        return [job.draw.max_new for generation, job in work if generation.id == "writing" and job.draw is not None]
+
+    # a step of prompts takes 0.02 s here, a part of 0.9; what was passed by counts
+    assert [drawn(now) for now in (1.001, 1.021)] == [[], []]
+    (burst,) = drawn(1.041)
+    assert 45 <= burst <= 50
+    s.running[0].last_delivery = 1.066
+    assert drawn(1.066) == []
 
 
 def test_bursts_beside_prompts() -> None:

@@ -69,6 +69,11 @@ class Job:
     logits: Literal["none", "last", "all"] = "none"
     draw: Draw | None = None
 
+    @property
+    def num_streams(self) -> int:
+        """Its own, and its guide's."""
+        return 1 if self.draw is None or self.draw.guide is None else 2
+
 
 Top = list[tuple[int, float]]  # (token, log-probability), likeliest first
 
