@@ -47,9 +47,8 @@ class Exchange:
             generation.deadline = generation.arrived + deadline if deadline else None
         self._later = deque(generations[at_once:]) if at_once else deque[Generation]()
         self._submitted = time.perf_counter()
-        if (
-            deadline and self._submitted > request.state.began + deadline
-        ):  # the body came slowly: nobody waited for a slot
+        if deadline and self._submitted > request.state.began + deadline:
+            # the body came slowly: nobody waited for a slot
             self.outcome = Outcome.TIMEOUT
             self.finish()
             raise errors.deadline_exceeded(deadline)
