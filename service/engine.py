@@ -221,9 +221,9 @@ class Engine:
                     if burst.tokens or burst.target_logprobs or burst.outcome is not None:
                         generation.num_delivered += 1
                         bursts.append((generation, burst))
-            finally:  # who has ended hears of it, whatever breaks at another
+            finally:  # who has ended hears of it, whatever breaks at another, and finds its slot free in the metrics
+                self._gauge(model)
                 self._send(bursts)
-            self._gauge(model)
 
     def _send(self, bursts: list[tuple[Generation, Burst]]) -> None:
         if bursts and not self._loop.is_closed():
