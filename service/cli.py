@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +12,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from service.commands.calibration import average, calibrate
-from service.commands.terminal import check_writable, fail, one_line, require
+from service.commands.terminal import check_writable, ended_by_sigterm, fail, one_line, require
 from service.load.cli import serve as bench_serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -34,24 +32,22 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 0: a good number.")] = None,
 ) -> None:
     """Serve every checkpoint over HTTP. All other settings: environment AFT_*, see docs/service.md."""
-    # process 1 of a container is not ended by a signal that it does not handle, and the imports take their time; an
-    # exception could get lost in one of them
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    from service.server import serve as run
-    from service.settings import Settings
+    with ended_by_sigterm():
+        from service.server import serve as run
+        from service.settings import Settings
 
-    flags: dict[str, Any] = {
-        "host": host, "port": port, "models": model, "checkpoints": checkpoints,
-        "runtime": runtime, "slots": slots, "threads": threads,
-    }  # fmt: skip
-    try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except ValueError as error:  # a list in the environment that is no JSON
-        raise fail(f"{error}; lists are JSON, such as '[\"shakespeare\"]'") from None
-    raise typer.Exit(run(settings))
+        flags: dict[str, Any] = {
+            "host": host, "port": port, "models": model, "checkpoints": checkpoints,
+            "runtime": runtime, "slots": slots, "threads": threads,
+        }  # fmt: skip
+        try:
+            settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        except ValueError as error:  # a list in the environment that is no JSON
+            raise fail(f"{error}; lists are JSON, such as '[\"shakespeare\"]'") from None
+        raise typer.Exit(run(settings))
 
 
 @app.command()

@@ -51,7 +51,9 @@ class Settings(BaseSettings):
     )
     max_tokens: Positive = Field(1_000_000, description="largest `max_tokens` of a request")
     max_stream_tokens: Positive = Field(2_000_000, description="tokens after which an unlimited stream ends")
-    max_stream_seconds: Seconds = Field(3600, description="seconds after which an unlimited stream ends")
+    max_stream_seconds: Seconds = Field(
+        3600, description="seconds after which an unlimited stream ends, from its slot on"
+    )
     max_logprobs: Positive = Field(
         1_000_000,
         description="tokens of a whole answer with `logprobs`, of all choices together; of a stream: any number",

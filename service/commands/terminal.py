@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,20 @@ def require(what: str, *modules: str) -> None:
     """Fail, before anything is begun, where ``what`` needs modules of the extra ``train`` that are not installed."""
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise fail(f"{what} needs {' and '.join(missing)}: make setup-train, or pip install -e '.[train]'")
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process with 0, until who serves handles it.
+
+    Process 1 of a container is not ended by a signal that it does not handle, and imports take their time; in one of
+    them an exception could get lost.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
