@@ -16,7 +16,19 @@ import numpy as np
 import openai
 import pytest
 from fake_runtime import FakeRuntime, expected, target_logprob
-from live import INVALID, Client, Process, assert_error, fake_loader, named_events, serve, serve_app, wait_until
+from live import (
+    INVALID,
+    Client,
+    Process,
+    assert_error,
+    events,
+    fake_loader,
+    named_events,
+    serve,
+    serve_app,
+    text_of,
+    wait_until,
+)
 from pictures_for_tests import (
     BASE,
     EDITS,
@@ -437,8 +449,7 @@ def test_text_and_images_at_the_same_time(server: Process) -> None:
                 response = await client.post(path, **body)
                 assert response.status_code == 200, response.text
                 if path == "/v1/completions":
-                    lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
-                    return "".join(line.split('"text":')[1].split(',"logprobs"')[0].strip('"') for line in lines)
+                    return text_of(events(response.text))
                 return response.json().get("data") or response.json()["bits_per_dim"]
 
             form = {"model": "pics", "prompt": "red"}
