@@ -47,8 +47,8 @@ def writes(*parts: bytes) -> Answer:
 
 
 async def hang(_: asyncio.StreamWriter) -> None:
-    """Nothing, for as long as the server lives."""
-    await asyncio.Event().wait()
+    """Nothing, for as long as the server lives. (A task that waits for what nobody else knows would be collected.)"""
+    await asyncio.sleep(3600)
 
 
 async def reset(writer: asyncio.StreamWriter) -> None:

@@ -21,7 +21,8 @@ LONG: dict[str, Form] = {
     "soak": soak.run,
 }
 
-# Times are compared too, but widely: a test shares its machine with others, and so few events have no p99.
+# Times are compared too, but widely: a test shares its machine with others, so few events have no p99, and a tenth of
+# so short a stream is one request of another client.
 SHORT: dict[str, Form] = {
     "disconnects": partial(disconnects.run, count=40, max_tokens=500, idle_seconds=10, threads=1),
     "overload": partial(
@@ -38,7 +39,7 @@ SHORT: dict[str, Form] = {
     "stalled": partial(stalled.run, stalled_seconds=2.5, max_tokens=200, factor=20, growth_bytes=4 << 20, threads=1),
     "termination": partial(termination.run, streams=16, drain_seconds=2, factor=5, threads=1),
     "second_signal": partial(termination.run, streams=16, drain_seconds=60, factor=5, second=True, threads=1),
-    "beside_images": partial(beside_images.run, characters=300, rounds=1, counts=(1,), factor=4, threads=1),
+    "beside_images": partial(beside_images.run, characters=1000, rounds=1, counts=(1,), factor=4, tail=90, threads=1),
     "long_prompt": partial(long_prompt.run, characters=5000, rounds=1, factor=5, threads=1),
-    "soak": partial(soak.run, seconds=4, warm_up=2, growth_bytes=6 << 20, flat=10, size=0.2, threads=1),
+    "soak": partial(soak.run, seconds=4, warm_up=2, growth_bytes=6 << 20, flat=10, parts=2, size=0.2, threads=1),
 }

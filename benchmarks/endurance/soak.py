@@ -19,7 +19,8 @@ WORKERS = 6
 AT_ONCE = 24  # at first: memory that threads take once, and keep
 SAMPLE_SECONDS = 0.5
 GROWTH_BYTES = 2 << 20
-FLAT = 1.5  # between the first and the last tenth of a stream
+FLAT = 1.5  # between the first and the last part of a stream
+PARTS = 10
 IMAGE = {"model": IMAGES, "prompt": ""}
 
 
@@ -61,11 +62,12 @@ def jobs(draw: random.Random, size: float) -> list[tuple[str, str, dict[str, Any
 
 async def run(
     seconds: float = 1200.0, warm_up: float = 120.0, growth_bytes: int = GROWTH_BYTES, flat: float = FLAT,
-    size: float = 1.0, threads: int = 0, seed: int = 0,
+    parts: int = PARTS, size: float = 1.0, threads: int = 0, seed: int = 0,
 ) -> Figures:  # fmt: skip
     """``growth_bytes``: what memory may grow by after the warm-up; ``flat``: what the pace may change by.
 
-    ``size`` scales the lengths of answers and prompts.
+    Both are compared between the first and the last of so many ``parts``. ``size`` scales the lengths of answers and
+    prompts.
     """
     report = Report(seconds=seconds, warm_up_seconds=warm_up, workers=WORKERS)
     async with Server(threads=threads, max_stream_tokens=10**9) as server:
@@ -103,8 +105,8 @@ async def run(
         idle = await server.idle_seconds()
         counted = total(await server.metrics(), "aft_requests_total")
         report.demand("Traceback" not in server.log(), "no traceback in the log")
-    _memory(report, memory, warm_up, growth_bytes)
-    _pace(report, stream, warm_up, flat)
+    _memory(report, memory, warm_up, growth_bytes, parts)
+    _pace(report, stream, warm_up, flat, parts)
     report.note(requests=dict(kinds), statuses={str(status): count for status, count in sorted(statuses.items())})
     report.note(wrong=dict(wrong), idle_seconds=idle)
     report.demand(not wrong, "every request ends as it should")
@@ -124,10 +126,10 @@ def _wrong(kind: str, answer: Answer) -> str:
     return "" if answer.end == "done" else f"the end is {answer.end!r}"
 
 
-def _memory(report: Report, samples: list[tuple[float, int]], warm_up: float, most: int) -> None:
+def _memory(report: Report, samples: list[tuple[float, int]], warm_up: float, most: int, parts: int) -> None:
     after = [size for when, size in samples if when >= warm_up]
-    tenth = max(1, len(after) // 10)
-    first, last = statistics.median(after[:tenth]), statistics.median(after[-tenth:])
+    part = max(1, len(after) // parts)
+    first, last = statistics.median(after[:part]), statistics.median(after[-part:])
     report.note(
         anonymous_bytes_at_start=samples[0][1], anonymous_bytes_after_warm_up=first, anonymous_bytes_at_end=last,
         grown_bytes=last - first, most_bytes=max(after),
@@ -135,14 +137,14 @@ def _memory(report: Report, samples: list[tuple[float, int]], warm_up: float, mo
     report.demand(last - first < most, f"memory grows by less than {most} bytes after the warm-up")
 
 
-def _pace(report: Report, stream: Answer, warm_up: float, flat: float) -> None:
+def _pace(report: Report, stream: Answer, warm_up: float, flat: float, parts: int) -> None:
     times = [(when - stream.began, count) for when, count in stream.events]
     each = [(b - a) / count for (a, _), (b, count) in itertools.pairwise(times) if a >= warm_up]
-    tenth = max(1, len(each) // 10)
-    first, last = statistics.median(each[:tenth]), statistics.median(each[-tenth:])
+    part = max(1, len(each) // parts)
+    first, last = statistics.median(each[:part]), statistics.median(each[-part:])
     report.note(
-        stream_characters=len(stream.text), seconds_per_character_first_tenth=first,
-        seconds_per_character_last_tenth=last,
+        stream_characters=len(stream.text), parts=parts, seconds_per_character_first_part=first,
+        seconds_per_character_last_part=last,
     )  # fmt: skip
     report.demand(stream.end == "left", "the long stream goes on to the end")
-    report.demand(last < flat * first, f"the last tenth of a stream takes less than {flat:g} times the first")
+    report.demand(last < flat * first, f"the last part of a stream takes less than {flat:g} times the first")

@@ -34,6 +34,7 @@ def run(name: str, fields: dict[str, Any], runs: Path) -> dict[str, Any]:
         "minutes": round(trainer.seconds / 60, 1),
         "train": trainer.rows[-1]["train_bpc"],
         "validation": score(trainer.result, codec, recipe),
+        "curve": [[int(row["step"]), round(row["validation_bpc"], 4)] for row in trainer.rows],  # on the way
         "scanned": sum(row["num_scanned"] for row in trainer.rows),
         **facts(),
     }
