@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -42,10 +43,12 @@ def make_checkpoints(folder: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A free port below 32768, where those begin that the system gives to who asks for any: it stays free."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
@@ -237,7 +240,8 @@ def serve_app(
     load: Callable[[Settings, Metrics], list[Served]], *, ready: bool = True, **settings: Any
 ) -> Iterator[Client]:
     """The app on a real socket in a thread, on whatever ``load`` gives."""
-    sock = socket.socket()
+    # asyncio looks at the protocol before it turns Nagle's algorithm off
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", 0))
     app = create_app(Settings(**settings), load=load)

@@ -441,7 +441,7 @@ def test_who_leaves_frees_all_of_its_choices(stream: bool) -> None:
         wait_until(lambda: client.metric("aft_generation_tokens_total") > 10)
         assert client.metric("aft_requests_waiting") == 4
         sock.close()
-        wait_until(lambda: client.free("fake0"), 5)
+        wait_until(lambda: client.free("fake0"))
         assert client.metric("aft_client_disconnects_total") == 1
         assert client.metric("aft_requests_total", outcome="cancelled") == 1
 
@@ -476,8 +476,14 @@ def test_a_stream_has_its_time_from_its_slot_on() -> None:
     """AFT_MAX_STREAM_SECONDS: who waits longer than that for a slot still gets text; the wait is measured."""
     runtime = FakeRuntime(1, seconds_per_token=0.001)
     with serve_app(fake_loader(runtime), max_stream_seconds=0.5) as client:
-        occupant = occupy(client)
-        threading.Timer(1.0, client.service.engine.cancel, (occupant,)).start()
+        occupant, engine = occupy(client), client.service.engine
+
+        def leave_after_a_while() -> None:
+            wait_until(lambda: engine.num_active == 2)
+            time.sleep(1.0)
+            engine.cancel(occupant)
+
+        threading.Thread(target=leave_after_a_while).start()
         text = client.post({**BASE, "max_tokens": None, "stream": True}).text
         assert text.count("data: ") > 2
         assert '"finish_reason": "length"' in text or '"finish_reason":"length"' in text
@@ -497,12 +503,12 @@ def last_error(text: str) -> dict[str, Any]:
 def test_a_deadline_in_the_queue() -> None:
     """503 with a time to come back; in a stream, whose head is out, an error event."""
     runtime = FakeRuntime(1)
-    with serve_app(fake_loader(runtime), deadline_seconds=0.25) as client:
+    with serve_app(fake_loader(runtime), deadline_seconds=1) as client:
         occupant = occupy(client)
         began = time.monotonic()
         response = client.post({**BASE, "n": 2})
-        assert 0.25 <= time.monotonic() - began < 5
-        assert_error(response, 503, "overloaded_error", "queue_timeout", None, "0.25 s")
+        assert 1 <= time.monotonic() - began < 10
+        assert_error(response, 503, "overloaded_error", "queue_timeout", None, "1 s")
         assert 1 <= int(response.headers["retry-after"]) <= 60
         assert int(response.headers["retry-after-ms"]) == 1000 * int(response.headers["retry-after"])
         assert "x-should-retry" not in response.headers
@@ -518,10 +524,10 @@ def test_a_deadline_in_the_queue() -> None:
 def test_a_deadline_that_passes_while_it_runs() -> None:
     """504 that says not to retry; streamed, what was written and an error event; then the slots are free."""
     runtime = FakeRuntime(2, seconds_per_token=0.001)
-    with serve_app(fake_loader(runtime), deadline_seconds=0.3, burst_seconds=0.01) as client:
+    with serve_app(fake_loader(runtime), deadline_seconds=1, burst_seconds=0.01) as client:
         body = {**BASE, "max_tokens": 10**6, "n": 2}
         response = client.post(body)
-        assert_error(response, 504, "timeout_error", "deadline_exceeded", None, "0.3 s")
+        assert_error(response, 504, "timeout_error", "deadline_exceeded", None, "1 s")
         assert response.headers["x-should-retry"] == "false"
         assert "retry-after" not in response.headers
         wait_until(lambda: client.free("fake0"))
@@ -626,23 +632,23 @@ def test_the_time_of_an_upload_counts() -> None:
     def slowly() -> Iterator[bytes]:
         body = json.dumps(BASE).encode()
         yield body[:9]
-        time.sleep(0.6)
+        time.sleep(2)
         yield body[9:]
 
-    with serve_app(fake_loader(FakeRuntime(1)), deadline_seconds=0.5) as client:
+    with serve_app(fake_loader(FakeRuntime(1)), deadline_seconds=1) as client:
         headers = {"content-type": "application/json"}
         late = client.http.post("/v1/completions", content=slowly(), headers=headers)
         assert_error(late, 504, "timeout_error", "deadline_exceeded")  # slots were free
         assert late.headers["x-should-retry"] == "false"
         assert client.metric("aft_requests_total", outcome="timeout") == 1
-        assert client.metric("aft_request_duration_seconds_sum", endpoint="completions") > 0.5
-        assert client.metric("aft_request_queue_seconds_sum", endpoint="completions") < 0.5
+        assert client.metric("aft_request_duration_seconds_sum", endpoint="completions") > 1
+        assert client.metric("aft_request_queue_seconds_sum", endpoint="completions") < 1
         assert client.post(BASE).status_code == 200
 
 
 def test_a_client_that_leaves_or_stops_in_its_upload() -> None:
     """The first is counted as cancelled, the second is told, and neither keeps the process from its end."""
-    with serve_app(fake_loader(FakeRuntime(1)), stalled_reader_seconds=0.3) as client:
+    with serve_app(fake_loader(FakeRuntime(1)), stalled_reader_seconds=2) as client:
         head = (
             b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99"
         )

@@ -433,7 +433,7 @@ def test_a_client_that_vanishes_frees_its_slot(fake: tuple[Client, FakeRuntime],
     sock = client.send({"model": "fake0", "prompt": "a", "max_tokens": 1_000_000, "stream": stream})
     wait_until(lambda: client.metric("aft_generation_tokens_total") > 10)
     sock.close()
-    wait_until(lambda: client.free("fake0"), 5)
+    wait_until(lambda: client.free("fake0"))
     assert client.metric("aft_client_disconnects_total", phase="decode") == 1
     assert client.metric("aft_client_disconnects_total") == 1
     assert client.metric("aft_requests_total", outcome="cancelled") == 1
@@ -457,7 +457,7 @@ def test_a_client_that_vanishes_in_prefill_or_queue(fake: tuple[Client, FakeRunt
         sock.close()
     wait_until(lambda: client.metric("aft_requests_total", outcome="cancelled") == 2)
     runtime.gate.set()
-    wait_until(lambda: client.free("fake0"), 5)
+    wait_until(lambda: client.free("fake0"))
     assert client.metric("aft_client_disconnects_total", phase="prefill") == 1
     assert client.metric("aft_client_disconnects_total", phase="queued") == 1
     assert client.metric("aft_generation_tokens_total") == 0
@@ -502,9 +502,13 @@ def test_heartbeats() -> None:
     runtime = FakeRuntime(1)
     with serve_app(fake_loader(runtime), heartbeat_seconds=0.05) as client:
         runtime.gate.clear()
-        threading.Timer(0.4, runtime.gate.set).start()
         body = {"model": "fake0", "prompt": "a", "seed": 0, "max_tokens": 30}
-        raw = client.post({**body, "stream": True}).text
+        with client.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+            parts, raw = response.iter_text(), ""
+            while raw.count(":\n") < 3:
+                raw += next(parts)
+            runtime.gate.set()
+            raw += "".join(parts)
         assert raw.startswith(":\n:\n:\n")
         assert ":\n\n" not in raw
         assert text_of(events(raw)) == expected("a", 0, 30)
@@ -558,8 +562,9 @@ def start_stream(process: Process, **changes: Any) -> tuple[socket.socket, bytes
 
 def test_drain(checkpoints: Path) -> None:
     """SIGTERM: not ready, new work refused, the running stream finishes, exit 0."""
-    with serve(checkpoints, max_stream_tokens=3000) as process:
-        sock, received = start_stream(process)
+    with serve(checkpoints, max_stream_tokens=20_000) as process:
+        # megabytes, more than the kernel buffers: it still runs while nobody reads
+        sock, received = start_stream(process, logprobs=5)
         process.signal()
         wait_until(lambda: process.http.get("/readyz").status_code == 503)
         assert process.http.get("/readyz").text == "shutting down\n"
@@ -586,7 +591,7 @@ def test_drain_when_idle(checkpoints: Path) -> None:
         process.signal(signal.SIGINT)
         status, stderr = process.wait()
         assert status == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert "Traceback" not in stderr
 
 
@@ -641,7 +646,7 @@ def test_a_second_signal_ends_at_once(checkpoints: Path, second: int) -> None:
         status, stderr = process.wait(20)
         sock.close()
         assert status == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert "Traceback" not in stderr
 
 

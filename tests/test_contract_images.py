@@ -498,11 +498,12 @@ def test_metrics(fake: tuple[Client, FakeRuntime]) -> None:
     assert client.free("fake0")
 
 
-def test_a_score_of_several_chunks(fake: tuple[Client, FakeRuntime]) -> None:
+def test_a_score_of_several_chunks() -> None:
     """768 sub-pixels are two chunks of a prompt, and not one of them is lost or drawn."""
-    client, runtime = fake
+    runtime = FakeRuntime(2, vocab_size=BIG.vocab_size, max_position=BIG.raster.size)
     picture = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
-    body = score(client, to_png(picture), model="fake0", per_pixel="true").json()
+    with serve_app(fake_loader(runtime, codec=BIG), burst_seconds=10) as client:  # chunks are whole, however slow
+        body = score(client, to_png(picture), model="fake0", per_pixel="true").json()
     logprobs = [target_logprob(i, int(value)) for i, value in enumerate(picture.reshape(-1))]
     assert body["bits_per_dim"] == pytest.approx(-np.mean(logprobs) / math.log(2), rel=1e-12)
     assert np.allclose(np.array(body["bits"]).reshape(-1), -np.array(logprobs) / math.log(2), atol=1e-6)
@@ -535,6 +536,7 @@ def test_images_are_admitted_together_or_not_at_all(fake: tuple[Client, FakeRunt
 def test_partial_images_come_before_the_image_is_complete(fake: tuple[Client, FakeRuntime]) -> None:
     """Each as soon as its rows are there; a fault then is an event of the name error, and the last."""
     client, runtime = fake
+    runtime.seconds_per_token = 0.005  # some seconds an image
     body = {**BASE, "model": "fake0", "stream": True, "partial_images": 3}
     with client.http.stream("POST", GENERATIONS, json=body) as response:
         received = ""
@@ -554,11 +556,13 @@ def test_partial_images_come_before_the_image_is_complete(fake: tuple[Client, Fa
 @pytest.mark.parametrize("changes", [{"n": 3}, {"stream": True}, {"stream": True, "partial_images": 3}])
 def test_a_client_that_vanishes_frees_all_slots(fake: tuple[Client, FakeRuntime], changes: dict[str, Any]) -> None:
     """Also the places of its images that still wait; counted once."""
-    client, _ = fake
+    client, runtime = fake
+    runtime.seconds_per_token = 0.005  # some seconds an image
     sock = client.send({**BASE, "model": "fake0", **changes}, GENERATIONS)
     wait_until(lambda: client.metric("aft_image_pixels_total") > 0)
     sock.close()
-    wait_until(lambda: client.free("fake0"), 5)
+    wait_until(lambda: client.free("fake0"))
+    runtime.seconds_per_token = 0.0
     assert client.metric("aft_requests_total", outcome="cancelled") == 1
     assert client.metric("aft_client_disconnects_total", phase="decode") == 1
     assert client.metric("aft_requests_total") == 1
@@ -634,6 +638,7 @@ def test_a_guided_prompt_of_several_parts(fake: tuple[Client, FakeRuntime]) -> N
     assert_error(edit(client, kept(250, picture), guidance="2", **how), 500, "server_error", "internal_error")
     assert client.free("fake0")
     runtime.gate.clear()
+    runtime.seconds_per_token = 0.005  # some seconds an image
     with client.http.stream("POST", GENERATIONS, json={**BASE, **how, "seed": 5, "guidance": 2, "stream": True}):
         wait_until(runtime.blocked.is_set)
         assert client.metric("aft_slots_in_use", model="fake0") in (0, 2)

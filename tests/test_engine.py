@@ -68,10 +68,10 @@ async def rig(runtime: FakeRuntime, queue: int = 8, burst_seconds: float = 0.05)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine, for 20 s at most."""
+    """Run a test's coroutine, for a minute at most."""
 
     async def limited() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await test
 
     asyncio.run(limited())
@@ -123,9 +123,11 @@ def test_generations_join_and_leave_between_bursts() -> None:
     async def test() -> None:
         runtime = FakeRuntime(2, seconds_per_token=0.001)
         async with rig(runtime, burst_seconds=0.005) as made:
+            runtime.gate.clear()
             early = made.submit("early", max_tokens=200)
-            await early.next()
+            await until(runtime.blocked.is_set)
             late = made.submit("late", max_tokens=10)
+            runtime.gate.set()
             assert await collect(late) == (expected("late", 0, 10), Outcome.LENGTH)
             assert early.num_generated < 200
             assert (await collect(early))[1] is Outcome.LENGTH
@@ -294,7 +296,7 @@ def test_a_score_whose_reader_lags_pauses() -> None:
     """It keeps at most MAX_PENDING chunks in its channel, and loses none."""
 
     async def test() -> None:
-        async with rig(FakeRuntime(1)) as made:
+        async with rig(FakeRuntime(1), burst_seconds=5) as made:  # however slow a step is, chunks are whole
             length = (MAX_PENDING + 3) * PREFILL_CHUNK
             scoring = made.submit("a" * (length - 1), max_tokens=0, targets=[1] * length)
             await until(lambda: scoring.paused)
@@ -583,7 +585,7 @@ def test_a_new_one_waits_for_a_step_at_most() -> None:
     async def test() -> None:
         runtime = FakeRuntime(2, seconds_per_token=0.001)
         async with rig(runtime) as made:
-            long = made.submit("p" * 500 * PREFILL_CHUNK, max_tokens=1)
+            long = made.submit("p" * 2000 * PREFILL_CHUNK, max_tokens=1)
             await until(lambda: made.scheduler.prefill_seconds)
             runtime.gate.clear()
             runtime.blocked.clear()
@@ -619,14 +621,14 @@ def test_unlimited_streams_end_by_seconds(reads: bool) -> None:
     async def test() -> None:
         async with rig(FakeRuntime(1, seconds_per_token=0.001), burst_seconds=0.005) as made:
             began = time.monotonic()
-            generation = made.submit(max_tokens=10**9, max_seconds=0.3)
+            generation = made.submit(max_tokens=10**9, max_seconds=1.0)
             if not reads:
                 await until(lambda: generation.paused)
                 await idle(made, 1)
             text, outcome = await collect(generation)
             assert outcome is Outcome.LENGTH
             assert text == expected("ab", 0, len(text))
-            assert 0.3 <= time.monotonic() - began < 5
+            assert 1.0 <= time.monotonic() - began < 10
             await idle(made, 1)
 
     run(test())
@@ -657,14 +659,20 @@ def test_bursts_grow_and_shrink() -> None:
         runtime = FakeRuntime(1, seconds_per_token=0.001)
         async with rig(runtime, burst_seconds=0.02) as made:
             running = made.submit(max_tokens=10**9)
-            lengths = []
-            for _ in range(12):
+            lengths: list[int] = []
+
+            async def read() -> None:
                 lengths.append(len((await running.next()).tokens))
                 made.engine.resume(running)
+
+            # a first step that was slow counts for a while
+            while len(lengths) < 12 or max(lengths) < 4:
+                await read()
             assert lengths[0] == 1
-            assert 4 <= max(lengths) <= 20
+            assert max(lengths) <= 20
             waiting = made.submit(max_tokens=3)
-            await until(lambda: len(runtime.calls[-1]) and runtime.calls[-1][0].draw.max_new == 8)
+            while runtime.calls[-1][0].draw.max_new != 8:
+                await read()
             made.engine.cancel(running)
             await collect(waiting)
 

@@ -53,9 +53,12 @@ async def run(
     async with Server(slots=SLOTS, threads=threads) as server:
         bodies = [{"prompt": WORDS, "seed": seed, "max_tokens": max_tokens, "stream": True} for seed in (1, 2)]
         references = [await server.ask(body) for body in bodies]
-        queue = iter([victim(random.Random(f"{seed} {i}")) for i in range(count)])
+        queue = iter([victim(random.Random(f"{seed} {i}")) for i in range(1, count)])
         left = asyncio.Event()
-        gone: list[tuple[Answer, Leave]] = []
+        # the first one leaves in prefill whatever else there is: slots are free, and its prompt takes many seconds
+        first = Leave("rst", seconds=1.0)
+        body = {"model": TEXT, "prompt": WORDS * 10_000, "max_tokens": 1, "stream": True}
+        gone = [(await ask(server.port, body, COMPLETIONS, first), first)]
 
         async def leaver() -> None:
             for path, body, leave in queue:

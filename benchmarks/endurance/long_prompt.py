@@ -41,6 +41,7 @@ async def run(
             await asyncio.sleep(0.5)  # the bursts find their length
             alone: list[float] = []
             beside: list[float] = []
+            times: list[float] = []
             seconds: list[float] = []
             for number in range(rounds):
                 prompt = (f"{number} " + WORDS * (characters // len(WORDS) + 1))[:characters]
@@ -50,11 +51,14 @@ async def run(
                 report.demand(answer.status == 200, "the prompt is answered")
                 ended = time.perf_counter()
                 seconds.append(ended - began)
-                beside += _gaps(answers, began, ended)
+                loaded = _gaps(answers, began, ended)
                 await asyncio.sleep(0.5)
                 began = time.perf_counter()
                 await asyncio.sleep(seconds[-1])
-                alone += _gaps(answers, began, time.perf_counter())
+                unloaded = _gaps(answers, began, time.perf_counter())
+                times.append(quantile(loaded, 0.99) / quantile(unloaded, 0.99))
+                beside += loaded
+                alone += unloaded
         finally:
             for task in running:
                 task.cancel()
@@ -63,9 +67,13 @@ async def run(
     figures = {"alone": alone, "beside": beside}
     for share in (0.5, 0.99):
         report.note(**{f"gap_p{100 * share:g}_{name}": quantile(gaps, share) for name, gaps in figures.items()})
-    times = quantile(beside, 0.99) / quantile(alone, 0.99)
-    report.note(gaps_alone=len(alone), gaps_beside=len(beside), prompt_seconds=quantile(seconds, 0.5), p99_times=times)
-    report.demand(times < factor, f"the p99 gap beside a long prompt is less than {factor:g} times that alone")
+    median = quantile(times, 0.5)
+    report.note(
+        gaps_alone=len(alone), gaps_beside=len(beside), prompt_seconds=quantile(seconds, 0.5), p99_times=median,
+        p99_times_by_round=times,
+    )  # fmt: skip
+    promise = f"the p99 gap beside a long prompt is less than {factor:g} times that alone, in most rounds"
+    report.demand(median < factor, promise)
     return report.figures()
 
 

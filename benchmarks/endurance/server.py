@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -30,9 +32,7 @@ class Server:
 
     def __init__(self, **settings: object) -> None:
         """``settings`` are the service's own, as AFT_* has them; the port is a free one."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         settings = {"log_level": "warning", "runtime": "native", **settings}
         # of this process's environment no setting, and no tracer of coverage: it would be measured along
         self._env = {name: value for name, value in os.environ.items() if not name.startswith(("AFT_", "COV"))}
@@ -122,6 +122,15 @@ class Server:
     async def ask(self, body: dict[str, Any], leave: Leave | None = None) -> Answer:
         """A completion of the text model."""
         return await ask(self.port, {"model": TEXT, **body}, leave=leave)
+
+
+def free_port() -> int:
+    """A free port below 32768, where those begin that the system gives to who asks for any: it stays free."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def total(metrics: dict[str, float], name: str, **labels: str) -> float:

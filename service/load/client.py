@@ -131,7 +131,7 @@ class Client:
         self._plan, self._point, self._text = plan, point, prompts(point.prompt_chars, seed)
         count = plan.warm_up if plan.warm_up is not None else point.concurrency or 4
         self._began = time.perf_counter()
-        warm_up = [self._record(WARM_UP + i) for i in range(count)]
+        warm_up = [self._record(WARM_UP + i, self._now()) for i in range(count)]
         await asyncio.gather(*map(self._send, warm_up))
         before, cpu_before = await self.metrics(), cpu()
         used, self._began = time.process_time(), time.perf_counter()
@@ -154,17 +154,18 @@ class Client:
     def _now(self) -> float:
         return time.perf_counter() - self._began
 
-    def _record(self, number: int, due: float | None = None) -> Record:
-        now = self._now()
+    def _record(self, number: int, now: float, due: float | None = None) -> Record:
         return Record(number, self._plan.seed + number, now if due is None else due, now)
 
     async def _closed(self, workers: int) -> list[Record]:
         plan, records = self._plan, list[Record]()
 
         async def work() -> None:
-            while len(records) < plan.requests if plan.requests is not None else self._now() < plan.seconds:
-                records.append(self._record(len(records)))
-                record = records[-1]
+            while True:
+                now = self._now()
+                if now >= plan.seconds if plan.requests is None else len(records) >= plan.requests:
+                    return
+                records.append(record := self._record(len(records), now))
                 await self._send(record)
                 if not record.ok:
                     await asyncio.sleep(BACKOFF_SECONDS)
@@ -179,7 +180,7 @@ class Client:
         async with asyncio.TaskGroup() as group:
             for due in arrivals(rate, plan.seed, seconds=plan.seconds, requests=plan.requests):
                 await asyncio.sleep(max(0.0, due - self._now()))
-                records.append(self._record(len(records), due))
+                records.append(self._record(len(records), self._now(), due))
                 group.create_task(self._send(records[-1]))
         return records
 

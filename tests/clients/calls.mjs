@@ -37,14 +37,19 @@ async function slotsInUse() {
   return Number(/^aft_slots_in_use\{model="shakespeare"\} (.*)$/m.exec(metrics)[1]);
 }
 
+async function waitUntilFree() {
+  const deadline = Date.now() + 10_000;
+  while ((await slotsInUse()) && Date.now() < deadline) await new Promise((done) => setTimeout(done, 50));
+}
+
 async function leaveEarly() {
   let during;
+  await waitUntilFree(); // a call that gave up a moment ago
   for await (const _ of await create({ max_tokens: null, stream: true })) {
     during = await slotsInUse();
     break;
   }
-  const deadline = Date.now() + 10_000;
-  while ((await slotsInUse()) && Date.now() < deadline) await new Promise((done) => setTimeout(done, 50));
+  await waitUntilFree();
   return [during, await slotsInUse()];
 }
 

@@ -56,15 +56,21 @@ def slots_in_use() -> float:
     return float(found[1]) if found else -1
 
 
+def wait_until_free() -> None:
+    """For ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while slots_in_use() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def leave_early() -> list[float]:
     """Slots in use while a stream without an end is read, and soon after it is left."""
+    wait_until_free()
     with client.completions.create(**{**ASK, "max_tokens": None}, stream=True) as endless:
         for _ in endless:
             break
         during = slots_in_use()
-    deadline = time.monotonic() + 10
-    while slots_in_use() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until_free()
     return [during, slots_in_use()]
 
 

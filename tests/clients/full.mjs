@@ -19,10 +19,19 @@ const endless = await client.completions.create({ ...ask, max_tokens: null, stre
 const chunks = endless[Symbol.asyncIterator]();
 for (let i = 0; i < 20; i++) await chunks.next(); // until the service knows its rate
 const full = await error(client);
-setTimeout(() => endless.controller.abort(), 200);
+const told = []; // how long the attempt that fails is to wait
+const watched = async (...request) => {
+  const response = await fetch(...request);
+  if (response.status === 503) {
+    told.push(response.headers.get("retry-after"));
+    setTimeout(() => endless.controller.abort(), 200); // once it has failed, the slot becomes free
+  }
+  return response;
+};
 const began = Date.now();
-const text = (await connect(key, 2).completions.create(ask)).choices[0].text;
-const waited = (Date.now() - began) / 1000;
+const patient = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 2, fetch: watched });
+const text = (await patient.completions.create(ask)).choices[0].text;
+const waited = [(Date.now() - began) / 1000, ...told];
 const wrong = await error(connect("wrong", 0));
 const busy = connect(other, 0);
 let limited;

@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Any
 
+import httpx
 import openai
 
 url, key, other = sys.argv[1:]
@@ -29,10 +30,20 @@ endless = client.completions.create(**{**ask, "max_tokens": None}, stream=True)
 for _ in range(20):  # until the service knows its rate
     next(endless)
 full = error(client)
-threading.Timer(0.2, endless.close).start()
+told: list[str] = []  # how long the attempt that fails is to wait
+
+
+def leave(response: httpx.Response) -> None:
+    """Once it has failed, the slot becomes free."""
+    if response.status_code == 503:
+        told.append(response.headers["retry-after"])
+        threading.Timer(0.2, endless.close).start()
+
+
+patient = openai.DefaultHttpxClient(event_hooks={"response": [leave]})
 began = time.monotonic()
-text = client.with_options(max_retries=2).completions.create(**ask).choices[0].text
-waited = time.monotonic() - began
+text = client.with_options(max_retries=2, http_client=patient).completions.create(**ask).choices[0].text
+waited = [time.monotonic() - began, *told]
 wrong = error(client.with_options(api_key="wrong"))
 busy = client.with_options(api_key=other)
 try:
