@@ -156,6 +156,8 @@ class Checkpoint:
             unused["token_shift"] = True
         if not model.lookback:
             unused["lookback"] = True
+        if not model.mirror:
+            unused["mirror"] = True
         if model.raster is not None and not model.raster.name_length:
             unused["raster"] = {"name_length"}
         digest = hashlib.sha256(model.model_dump_json(exclude=unused).encode())

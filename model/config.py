@@ -68,6 +68,7 @@ class ModelConfig(BaseModel):
     token_shift: bool = False  # layers and MLPs read a learned mixture, by channel, of a position and the one before
     # what is read beside a token: an embedding each for the tokens so many places before the one that comes next
     lookback: Annotated[tuple[Annotated[int, Field(ge=2, le=MAX_LOOKBACK)], ...], Field(strict=False)] = ()
+    mirror: bool = False  # another one for the sub-pixel of its row whose mirror image comes next, if there is one yet
     mlp_ratio: PositiveInt = 4
     activation: Activation = "squared_relu"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -124,8 +125,16 @@ class ModelConfig(BaseModel):
     def _check_lookback(self) -> None:
         if len(self.lookback) > MAX_LOOKBACKS or list(self.lookback) != sorted(set(self.lookback)):
             raise ValueError(f"lookback is at most {MAX_LOOKBACKS} distances, each longer than the one before")
-        if self.lookback and self.vocab_size > 2**16:
+        if self.mirror and (self.raster is None or self.raster.width < 2):
+            raise ValueError("mirror needs a raster of two columns at least")
+        if self.remembered and self.vocab_size > 2**16:
             raise ValueError(f"a model that looks back knows at most 65536 ids, not {self.vocab_size}")
+
+    @property
+    def remembered(self) -> int:
+        """Tokens that a stream remembers for what looks back; the longest distance is so many places."""
+        mirrored = (self.raster.width - 1) * self.raster.channels if self.mirror and self.raster else 0
+        return max(*self.lookback[-1:], mirrored, 0)
 
     @property
     def keys_per_head(self) -> int:

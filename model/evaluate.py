@@ -33,7 +33,8 @@ class Depth(NamedTuple):
     standard_error: float  # of that mean, over blocks of 1,000 characters
 
 
-def _bits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def bits_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Logits (B, T, V), targets (B, T) -> bits of each (B, T); 0 where the target is -100, which is none."""
     return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none") / math.log(2)
 
 
@@ -45,7 +46,7 @@ def windows(network: Network, ids: Ids, start: int, length: int, stride: int) ->
     scored = np.zeros(len(ids) - start)
     for first, logits in _windows(network, ids, start, length, stride):
         targets = torch.from_numpy(ids[start + first : start + first + len(logits)].astype(np.int64))
-        scored[first : first + len(logits)] = _bits(logits[None], targets[None])[0].numpy()
+        scored[first : first + len(logits)] = bits_of(logits[None], targets[None])[0].numpy()
     return scored
 
 
@@ -113,7 +114,7 @@ def per_dimension(network: Network, inputs: torch.Tensor, targets: torch.Tensor)
     total = 0.0
     for x, y in zip(inputs.split(ROWS), targets.split(ROWS), strict=True):
         logits, _ = network(x)
-        total += float(_bits(logits, y).sum())
+        total += float(bits_of(logits, y).sum())
     return total / int((targets >= 0).sum())
 
 

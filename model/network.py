@@ -121,27 +121,43 @@ class RasterEmbedding(nn.Module):
 
 
 class Lookback(nn.Module):
-    """The tokens some places before the one that comes next, each by a table of its own; the last is no part of it."""
+    """The tokens some places before the one that comes next, each by a table of its own; the last is no part of it.
+
+    One more table, where asked for, reads the mirror image of what comes next: the sub-pixel of its channel as far left
+    of its row's middle as it is to come right of it. Left of the middle there is none.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.distances = config.lookback
+        self.distances, self.raster, self.length = config.lookback, config.raster, config.remembered - 1
         self.tables = nn.ModuleList(nn.Embedding(config.vocab_size, config.dim) for _ in self.distances)
+        self.mirror = nn.Embedding(config.vocab_size, config.dim) if config.mirror else None
 
-    @property
-    def length(self) -> int:
-        """Tokens that are remembered."""
-        return self.distances[-1] - 1
-
-    def forward(self, tokens: Tensor, before: Tensor) -> Tensor:
-        """Tokens (B, T), those before them (B, ``length``), -1 where there were none -> (B, T, D)."""
+    def forward(self, tokens: Tensor, before: Tensor, positions: Tensor) -> Tensor:
+        """Tokens (B, T), the ``length`` before them, -1 where there were none, positions (B or 1, T) -> (B, T, D)."""
         stream, count = torch.cat([before, tokens], 1), tokens.shape[1]
         y = torch.zeros((), device=tokens.device)
         for table, distance in zip(self.tables, self.distances, strict=True):
             at = self.length - distance + 1
-            seen = stream[:, at : at + count]
-            y = y + table(seen.clamp(min=0)) * (seen >= 0)[..., None]
+            y = y + _looked_up(table, stream[:, at : at + count])
+        if self.mirror is not None and self.raster is not None:
+            distances = mirrored(positions, self.raster)
+            last = self.length + torch.arange(count, device=tokens.device)
+            seen = stream.gather(1, (last + 1 - distances.clamp(min=1)).expand(len(stream), -1))
+            y = y + _looked_up(self.mirror, torch.where(distances > 0, seen, -1))
         return y
+
+
+def _looked_up(table: nn.Module, seen: Tensor) -> Tensor:
+    y: Tensor = table(seen.clamp(min=0)) * (seen >= 0)[..., None]
+    return y
+
+
+def mirrored(positions: Tensor, raster: Raster) -> Tensor:
+    """How many places before what comes after these positions its mirror image stands; below 1: it is to come."""
+    places = (positions - raster.name_length).clamp(min=0)
+    column = places // raster.channels % raster.width
+    return (2 * column - (raster.width - 1)) * raster.channels
 
 
 class Network(nn.Module):
@@ -155,7 +171,7 @@ class Network(nn.Module):
             self.embed = nn.Embedding(config.vocab_size, config.dim)
         else:
             self.embed = RasterEmbedding(config, config.raster)
-        self.lookback = Lookback(config) if config.lookback else None
+        self.lookback = Lookback(config) if config.remembered else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
@@ -209,14 +225,11 @@ class Network(nn.Module):
         return self.norm(x), after
 
     def _embedded(self, tokens: Tensor, states: list[State] | None) -> Tensor:
-        y: Tensor
-        if isinstance(self.embed, nn.Embedding):
-            y = self.embed(tokens)
-        else:
-            y = self.embed(tokens, self._positions(tokens, states))
+        positions, embed = self._positions(tokens, states), self.embed
+        y: Tensor = embed(tokens) if isinstance(embed, nn.Embedding) else embed(tokens, positions)
         if self.lookback is not None:
             before = states[0].tokens if states else tokens.new_full((len(tokens), self.lookback.length), -1)
-            y = y + self.lookback(tokens, before)
+            y = y + self.lookback(tokens, before, positions)
         return y
 
     def _positions(self, tokens: Tensor, states: list[State] | None) -> Tensor:

@@ -17,8 +17,9 @@ def begin_with(network: Network, codec: Codec, folder: Path) -> None:
     """Give a network a checkpoint's weights. ValueError where it is none, of another shape, or of another vocabulary.
 
     A network with token shifts may begin with one that has none: at a share of 1 they pass everything on. So may one
-    that looks back: at 0 its tables add nothing. One for pictures may know more styles: each begins as any style. It
-    may read names where the other reads none: its letters begin near the condition that says nothing.
+    that looks back, or at mirror images: at 0 its tables add nothing. One for pictures may know more styles: each
+    begins as any style. It may read names where the other reads none: its letters begin near the condition that says
+    nothing.
     """
     try:
         source = Checkpoint(folder)
@@ -70,4 +71,4 @@ def _token_bytes(codec: Codec) -> object:
 
 def _is_by_id(name: str) -> bool:
     """Whether a tensor of a network for pictures has a row for each id."""
-    return name in {VALUES, "head.weight"} or name.startswith("lookback.tables.")
+    return name in {VALUES, "head.weight"} or name.startswith("lookback.")

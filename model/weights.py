@@ -84,6 +84,8 @@ def meaning(network: Network, other: Network) -> ModelConfig:
         fixed["token_shift"] = other.config.token_shift
     if not network.config.lookback:
         fixed["lookback"] = other.config.lookback
+    if not network.config.mirror:
+        fixed["mirror"] = other.config.mirror
     return network.config.model_copy(update=fixed)
 
 

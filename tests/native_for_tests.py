@@ -9,7 +9,7 @@ import checkpoints_for_tests as tiny
 import numpy as np
 import pytest
 from jobs_for_tests import forge
-from variants import RASTER, make_config
+from variants import MIRRORED, RASTER, make_config
 
 from model.automaton import Automaton
 from model.checkpoint import Checkpoint
@@ -36,6 +36,8 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "shift raster": ("raster-decay", {"dim": 20, "token_shift": True}),
     "lookback": ("relative-lookback", {"dim": 48, "window": 16}),
     "raster lookback": ("raster-lookback", {"dim": 20}),
+    "raster mirror": ("raster-mirror", {"dim": 20}),
+    "mirror and names": ("mirror", {"dim": 32, "raster": {**MIRRORED, "name_length": 4}, "max_model_len": 49}),
     "lookback and match": ("relative-lookback", {"dim": 32, "lookback": (3, 300)}),
     "relative one": ("relative-one", {"dim": 48, "num_heads": 3, "tied_head": True}),
     "conv": ("conv", {"dim": 64}),

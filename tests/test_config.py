@@ -38,6 +38,11 @@ def build(**changes: Any) -> ModelConfig:
         ({"lookback": (2, 2)}, "each longer than the one before"),
         ({"lookback": tuple(range(2, 11))}, "at most 8 distances"),
         ({"lookback": (2,), "vocab_size": 65_537}, "at most 65536 ids, not 65537"),
+        ({"mirror": True}, "mirror needs a raster of two columns at least"),
+        (
+            {"mirror": True, "raster": {"height": 9, "width": 1}, "max_model_len": 27},
+            "mirror needs a raster of two columns at least",
+        ),
     ],
 )  # fmt: skip
 def test_combinations_that_the_equation_does_not_have(changes: dict[str, Any], words: str) -> None:

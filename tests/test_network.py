@@ -39,23 +39,19 @@ def random_tokens(batch: int = 2, length: int = LENGTH) -> torch.Tensor:
     return torch.randint(0, 11, (batch, length), generator=torch.Generator().manual_seed(9))
 
 
-def plain(network: Network, tokens: torch.Tensor) -> torch.Tensor:
-    """The network written out once more in float64, with the oracle for the average."""
+def weight(module: torch.nn.Module) -> torch.Tensor:
+    """A table or matrix in float64."""
+    return module.get_parameter("weight").detach().double()
+
+
+def embedded(network: Network, tokens: torch.Tensor) -> torch.Tensor:
+    """What enters the first block, written out once more in float64."""
     config = network.config
-
-    def weight(module: torch.nn.Module) -> torch.Tensor:
-        return module.get_parameter("weight").detach().double()
-
-    def norm(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return centred / deviation * weight(module) + module.get_parameter("bias").detach().double()
-
     if config.raster is None:
         x = weight(network.embed)[tokens]
-    else:  # 7 x 2 pixels of 3 channels
-        t = torch.arange(tokens.shape[1])
-        places = {"channel": t % 3, "column": t // 3 % 2, "row": t // 6}
+    else:
+        t, width = torch.arange(tokens.shape[1]), config.raster.width
+        places = {"channel": t % 3, "column": t // 3 % width, "row": t // (3 * width)}
         x = weight(network.embed.value)[tokens]
         for name, place in places.items():
             x = x + weight(network.embed.get_submodule(name))[place]
@@ -64,6 +60,27 @@ def plain(network: Network, tokens: torch.Tensor) -> torch.Tensor:
         table = weight(network.get_submodule(f"lookback.tables.{number}"))
         for at in range(distance - 1, tokens.shape[1]):  # the token after it is at + 1
             x[:, at] = x[:, at] + table[tokens[:, at + 1 - distance]]
+    if config.mirror and config.raster is not None:
+        table, width = weight(network.get_submodule("lookback.mirror")), config.raster.width
+        for at in range(tokens.shape[1]):
+            pixel, channel = divmod(at, 3)
+            row, column = divmod(pixel, width)
+            image = (row * width + width - 1 - column) * 3 + channel  # the token of a place stands one further on
+            if image < at:
+                x[:, at] = x[:, at] + table[tokens[:, image + 1]]
+    return x
+
+
+def plain(network: Network, tokens: torch.Tensor) -> torch.Tensor:
+    """The network written out once more in float64, with the oracle for the average."""
+    config = network.config
+
+    def norm(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return centred / deviation * weight(module) + module.get_parameter("bias").detach().double()
+
+    x = embedded(network, tokens)
 
     def shifted(shift: torch.nn.Module | None, x: torch.Tensor) -> torch.Tensor:
         if shift is None:

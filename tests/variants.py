@@ -46,6 +46,12 @@ for name, decay in (("raster", False), ("raster-decay", True)):
         "decay": decay,
     }  # fmt: skip
 VARIANTS["raster-lookback"] = {**VARIANTS["raster-decay"], "lookback": (3, 6)}
+VARIANTS["raster-mirror"] = {**VARIANTS["raster-lookback"], "mirror": True}
+MIRRORED = {"height": 3, "width": 5, "channels": 3}  # a column in the middle, two to either side
+VARIANTS["mirror"] = {
+    "bias": "relative", "window": WINDOW, "num_heads": 2, "decay": True, "mirror": True, "raster": MIRRORED,
+    "max_model_len": 45,
+}  # fmt: skip
 WINDOWED = [name for name, fields in VARIANTS.items() if fields["window"]]
 DECAYING = [name for name, fields in VARIANTS.items() if fields.get("decay")]
 

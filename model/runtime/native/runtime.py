@@ -46,7 +46,7 @@ class NativeRuntime:
         arrays = weights.bands(stored, config)
         last = -1 if self.max_position is None else self.max_position
         searched = checkpoint.match.window if match and checkpoint.match is not None else 0
-        self._window = max(searched, *config.lookback[-1:], 0)  # last tokens that are remembered
+        self._window = max(searched, config.remembered)  # last tokens that are remembered
         self.recent_bytes = 2 * self._window
         try:
             self._kernel = Kernel(kernel_shape(config), arrays, num_slots, last, threads, target)
@@ -160,6 +160,7 @@ def kernel_shape(config: ModelConfig) -> dict[str, int]:
         "raster_channels": raster.channels if raster else 0,
         "raster_first": raster.name_length if raster else 0,
         "token_shift": int(config.token_shift),
+        "mirror": int(config.mirror),
         **{f"lookback_{number}": distance for number, distance in enumerate(lookback)},
     }
 

@@ -52,6 +52,8 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tied_head:
         shapes["head.weight"] = (vocab, dim)
     shapes |= {f"lookback.tables.{number}.weight": (vocab, dim) for number in range(len(config.lookback))}
+    if config.mirror:
+        shapes["lookback.mirror.weight"] = (vocab, dim)
     block: dict[str, tuple[int, ...]] = {
         "aft.k.weight": (config.num_heads * config.keys_per_head, dim),
         "mlp.up.weight": (hidden, dim), "mlp.up.bias": (hidden,),

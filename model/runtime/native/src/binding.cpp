@@ -47,7 +47,7 @@ public:
                   Shape made{get("dim"), get("hidden"), get("vocab_size"), get("num_layers"), get("num_heads"),
                                get("window"), get("places"), get("activation"), get("raster_height"),
                                get("raster_width"), get("raster_channels"), get("raster_first"),
-                               get("token_shift"), {}};
+                               get("token_shift"), get("mirror"), {}};
                   for (int i = 0; i < MAX_LOOKBACKS; ++i)
                       made.lookback[i] = get(("lookback_" + std::to_string(i)).c_str());
                   return made;

@@ -208,6 +208,8 @@ Runtime::Runtime(const Shape& shape, const Tensors& tensors, int32_t num_slots, 
     for (int32_t& i = model_.lookbacks; i < MAX_LOOKBACKS && lookback_[i]; ++i)
         model_.lookback[i] =
             table(tensors, "lookback.tables." + std::to_string(i) + ".weight", shape.vocab_size, shape.dim);
+    if (shape.mirror)
+        model_.lookback[model_.lookbacks++] = table(tensors, "lookback.mirror.weight", shape.vocab_size, shape.dim);
     // a tied head is the embedding, which is stored once
     model_.head = pack(tensors, tensors.count("head.weight") ? "head.weight" : embed, shape.vocab_size, shape.dim);
 
@@ -256,8 +258,17 @@ void Runtime::write(int32_t slot, const void* state, int64_t position, Sampler s
 void Runtime::look_back(const Recent& recent, Row& row) const {
     int32_t count = 0;
     const uint16_t* tokens = recent.window_at(recent.end(), count);
-    for (int32_t i = 0; i < model_.lookbacks; ++i)
-        row.before[i] = lookback_[i] <= count ? tokens[count - lookback_[i]] : -1;
+    for (int32_t i = 0; i < model_.lookbacks; ++i) {
+        const int64_t distance = lookback_[i] ? lookback_[i] : mirrored(row.position);
+        row.before[i] = 0 < distance && distance <= count ? tokens[count - distance] : -1;
+    }
+}
+
+// How many places before what comes after a position its mirror image in its row stands; 0 or less where it is to come.
+int64_t Runtime::mirrored(int64_t position) const {
+    const int64_t place = std::max<int64_t>(position - model_.raster_first, 0);
+    const int64_t column = place / model_.raster_channels % model_.raster_width;
+    return (2 * column - (model_.raster_width - 1)) * model_.raster_channels;
 }
 
 void Runtime::set_match(Match match) {
@@ -266,8 +277,10 @@ void Runtime::set_match(Match match) {
 }
 
 int32_t Runtime::remembered() const {
-    const int32_t longest = model_.lookbacks ? lookback_[model_.lookbacks - 1] : 0;
-    return std::max(longest, match_.window);
+    int32_t longest = match_.window;
+    for (int32_t i = 0; i < model_.lookbacks; ++i)
+        longest = std::max(longest, lookback_[i] ? lookback_[i] : (model_.raster_width - 1) * model_.raster_channels);
+    return longest;
 }
 
 // A pass feeds up to MAX_ROWS tokens before the logits after the first of them are mixed.

@@ -17,6 +17,7 @@ struct Shape {
     int32_t raster_height, raster_width, raster_channels;  // 0 without a raster
     int32_t raster_first;
     int32_t token_shift;
+    int32_t mirror;  // whether the mirror image of what comes next is read
     int32_t lookback[MAX_LOOKBACKS];  // distances, ascending; 0 where there are fewer
 };
 
@@ -112,6 +113,7 @@ private:
     void make_layer(const Tensors& tensors, const Shape& shape, int32_t number, Layer& layer);
     void make_bias(const Tensors& tensors, const Shape& shape, const std::string& prefix, Layer& layer);
     void look_back(const Recent& recent, Row& row) const;
+    int64_t mirrored(int64_t position) const;
     void pass(const std::vector<Row>& rows, const std::vector<Moment>& moments);
     float* logits_row(int32_t row) const;
 
@@ -121,7 +123,7 @@ private:
     std::vector<Layer> layers_;
     std::vector<Slot> slots_;
     uint32_t* states_ = nullptr;
-    int32_t lookback_[MAX_LOOKBACKS];  // distances
+    int32_t lookback_[MAX_LOOKBACKS + 1] = {};  // distances; that of a mirror image depends on the position: 0
     int64_t slot_words_ = 0, weight_bytes_ = 0, workspace_bytes_ = 0, max_position_;
     Match match_;
     Buffers buffers_{};

@@ -47,7 +47,7 @@ struct Model {
     const uint16_t* embed;  // (vocab, dim) bf16
     const uint16_t *embed_channel, *embed_row, *embed_column;  // of a pixel model; null otherwise
     int32_t lookbacks;
-    const uint16_t* lookback[MAX_LOOKBACKS];  // (vocab, dim) each
+    const uint16_t* lookback[MAX_LOOKBACKS + 1];  // (vocab, dim) each; the last may be that of mirror images
     int32_t raster_height, raster_width, raster_channels;
     int32_t raster_first;  // the position of the first sub-pixel: a name stands before it
 };
@@ -58,7 +58,7 @@ struct Row {
     int64_t position;
     int32_t token;
     int32_t logits;  // row of the logits that are wanted, or -1
-    int32_t before[MAX_LOOKBACKS];  // tokens that a lookback reads, or -1
+    int32_t before[MAX_LOOKBACKS + 1];  // tokens that a lookback reads, or -1
 };
 
 // Of a slot's state, per layer: [block][s][16] words, the key's exp(k) above its product with the value, both bf16;
