@@ -71,6 +71,20 @@ def test_more_styles_are_no_other_shape(start: tuple[Network, Path]) -> None:
 
 
 @torch.inference_mode()
+def test_mirror_images_are_new(start: tuple[Network, Path], tmp_path: Path) -> None:
+    """A model that read none draws as before, with a table of zeros; one that reads them is another shape than it."""
+    known, folder = start
+    grown = network(codec(), mirror=True)
+    begin_with(grown, codec(), folder)
+    tokens = torch.randint(0, 256, (2, RASTER.positions))
+    torch.testing.assert_close(grown(tokens)[0], known(tokens)[0])
+    grown.get_parameter("lookback.mirror.weight").normal_()
+    assert not torch.allclose(grown(tokens)[0], known(tokens)[0])
+    with pytest.raises(ValueError, match="another shape"):
+        begin_with(known, codec(), saved(grown, codec(), tmp_path / "grown"))
+
+
+@torch.inference_mode()
 def test_names_are_new(tmp_path: Path) -> None:
     """A model that knew none reads them: pixels and conditions keep their meaning, and letters differ a little."""
     plain_raster = Raster(height=4, width=4)
@@ -89,10 +103,10 @@ def test_names_are_new(tmp_path: Path) -> None:
     assert 0 < float((letters - before[known_codec.condition()]).abs().max()) < 0.2
     assert len({tuple(row) for row in letters.tolist()}) == 1 + len(named.alphabet)
     with pytest.raises(ValueError, match="another shape"):
-        begin_with(known, known_codec, save_named(grown, named, tmp_path / "named"))
+        begin_with(known, known_codec, saved(grown, named, tmp_path / "named"))
 
 
-def save_named(network: Network, codec: PixelCodec, folder: Path) -> Path:
-    """What knows names, stored."""
+def saved(network: Network, codec: PixelCodec, folder: Path) -> Path:
+    """A model, stored."""
     weights.save(network, codec, folder, {})
     return folder
