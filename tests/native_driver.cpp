@@ -50,7 +50,7 @@ int main(int argc, char** argv) {
     const std::string target = argc > 4 ? argv[4] : "";
     if (!file) return 2;
     aft::Shape shape;
-    static_assert(sizeof(shape) == 21 * 4);
+    static_assert(sizeof(shape) == 22 * 4);
     shape = one<aft::Shape>(file);
     std::vector<std::vector<uint8_t>> memory;
     aft::Tensors tensors;
