@@ -9,7 +9,6 @@ import threading
 import time
 from typing import Any
 
-import httpx
 import openai
 
 url, key, other = sys.argv[1:]
@@ -33,7 +32,7 @@ full = error(client)
 told: list[str] = []  # how long the attempt that fails is to wait
 
 
-def leave(response: httpx.Response) -> None:
+def leave(response: Any) -> None:
     """Once it has failed, the slot becomes free."""
     if response.status_code == 503:
         told.append(response.headers["retry-after"])
