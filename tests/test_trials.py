@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from trials.__main__ import merged, table  # noqa: E402
 from trials.networks import NETWORKS  # noqa: E402
+from trials.where import kinds  # noqa: E402
 
 TABLES = sorted((BENCHMARKS / "trials").glob("*.toml"))
 
@@ -117,3 +119,18 @@ dim = 33
     assert failing.returncode == 1
     assert "odd: " in failing.stderr
     assert json.loads((tmp_path / "trials-small.json").read_text()) == rows
+
+
+def test_what_a_pixel_is_equal_to() -> None:
+    """Neighbours, the mirror image in the right half, anything before; one channel that differs is another colour."""
+    a, b, c, d = [1, 2, 3], [1, 2, 4], [9, 2, 3], [0, 0, 0]
+    found = kinds(np.array([[[a, b, b, a], [c, a, d, b]]], np.uint8))
+    assert {name: [tuple(at) for at in np.argwhere(of_kind[0]).tolist()] for name, of_kind in found.items()} == {
+        "the one to the left": [(0, 2)],
+        "the one above": [],
+        "above to the left": [(1, 1), (1, 3)],
+        "above to the right": [],
+        "its mirror image": [(0, 2), (0, 3)],
+        "another before it": [(0, 2), (0, 3), (1, 1), (1, 3)],
+        "none": [(row, column) for row in range(2) for column in range(4)],
+    }

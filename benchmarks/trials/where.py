@@ -3,8 +3,8 @@
     cd benchmarks
     ../.venv/bin/python -m trials.where emoji-equals.toml base transformer
 
-Both must have been trained here (python -m trials): their states stand in ../runs/trials. Each pixel counts once, by
-the first row that is true of it.
+Both must have been trained here (python -m trials): their states stand in ../runs/trials. A folder of a checkpoint may
+stand for one, too. Each pixel counts once, by the first row that is true of it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import images
+from model import images, weights
 from model.batches import examples, prompts
+from model.checkpoint import CONFIG, Checkpoint, Codec
 from model.evaluate import bits_of
+from model.network import Network
 from model.pixels import PixelCodec
-from model.recipe import make
+from model.recipe import Recipe, make
 from model.runs import make_trainer
 from trials.__main__ import HERE, merged
 from trials.networks import NETWORKS
@@ -31,18 +33,27 @@ ROWS = 32  # pictures at a time
 Bits = NDArray[np.float64]
 
 
+def _trained(recipe: Recipe, folder: Path, build: type[Network]) -> tuple[Network, Codec]:
+    trainer, codec = make_trainer(recipe, folder, build)
+    if not trainer.done:
+        raise SystemExit(f"{recipe.name} is not trained: {trainer.steps_done} of {recipe.steps} steps in {folder}")
+    return trainer.result.eval(), codec
+
+
+def _stored(folder: str) -> tuple[Network, Codec]:
+    checkpoint = Checkpoint(Path(folder))
+    return weights.load(checkpoint), checkpoint.codec
+
+
 @torch.inference_mode()
 def bits(name: str, fields: dict[str, Any], runs: Path) -> tuple[Bits, NDArray[np.uint8]]:
     """Of each sub-pixel (N, H, W, 3), and the pictures."""
     build = NETWORKS[fields.pop("network", "aft")]
-    recipe = make(name, {**fields, "name": name})
-    trainer, codec = make_trainer(recipe, runs / name, build)
-    if not trainer.done:
-        raise SystemExit(f"{name} is not trained: {trainer.steps_done} of {recipe.steps} steps in {runs / name}")
+    recipe = make(Path(name).name, {**fields, "name": Path(name).name})
+    network, codec = _stored(name) if Path(name, CONFIG).exists() else _trained(recipe, runs / name, build)
     assert isinstance(codec, PixelCodec)
     held_out = images.load(recipe.corpus, recipe.size).subset(1)
     inputs, targets = examples(held_out.images, prompts(held_out, codec))
-    network = trainer.result.eval()
     parts = zip(inputs.split(ROWS), targets.split(ROWS), strict=True)
     found = torch.cat([bits_of(network(x)[0], y) for x, y in parts])[:, -codec.raster.size :]
     return found.double().numpy().reshape(held_out.images.shape), held_out.images
@@ -86,7 +97,8 @@ def main() -> None:
     content = tomllib.loads(path.read_text())
     runs = arguments.runs / path.stem
     (one, pictures), (other, _) = (
-        bits(name, merged(content["base"], content["trial"][name]), runs) for name in (arguments.one, arguments.other)
+        bits(name, merged(content["base"], content["trial"].get(name, {})), runs)
+        for name in (arguments.one, arguments.other)
     )
     print(f"| a pixel is equal to | share, % | {arguments.one} | {arguments.other} | of the difference |")
     print("|---|---|---|---|---|")
