@@ -32,6 +32,8 @@ class Bias(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads, self.window = config.num_heads, config.window
+        self.nothing: Tensor  # tells where the bias is that has no parameters
+        self.register_buffer("nothing", torch.empty(0), persistent=False)
         self.log_decay: nn.Parameter | None = None
         if config.decay:
             shortest, longest = math.log(config.min_half_life), math.log(config.max_half_life)
@@ -52,8 +54,8 @@ class Bias(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        """Where the parameters are, or would be."""
+        return self.nothing.device
 
     def band(self, positions: Tensor) -> Tensor:
         """Logarithms of the window's weights by offset 0 ... s - 1: positions (N,) -> (N or 1, H, s)."""

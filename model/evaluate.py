@@ -72,7 +72,7 @@ def _windows(network: Network, ids: Ids, start: int, length: int, stride: int) -
         for row, begin, end in zip(rows, begins, ends, strict=True):
             row[: end - begin] = ids[begin:end]
         with torch.inference_mode():
-            logits, _ = network(torch.from_numpy(rows)[:, :-1])
+            logits = network(torch.from_numpy(rows)[:, :-1].to(network.device))[0].cpu()
         for i, (first, begin, end) in enumerate(zip(group, begins, ends, strict=True)):
             new = end - start - first
             yield first, logits[i, end - begin - 1 - new : end - begin - 1]
@@ -113,8 +113,8 @@ def per_dimension(network: Network, inputs: torch.Tensor, targets: torch.Tensor)
     """Bits per sub-pixel of images as sequences (N, P + H W 3); names, the first P, do not count."""
     total = 0.0
     for x, y in zip(inputs.split(ROWS), targets.split(ROWS), strict=True):
-        logits, _ = network(x)
-        total += float(bits_of(logits, y).sum())
+        logits, _ = network(x.to(network.device))
+        total += float(bits_of(logits, y.to(network.device)).sum())
     return total / int((targets >= 0).sum())
 
 

@@ -16,6 +16,15 @@ def cpu() -> str:
     return " ".join(reversed(names[:2])) or platform.processor() or platform.machine()
 
 
+def device_name(device: str) -> str:
+    """What torch computes on, as figures name it: "cpu", or the card's own name."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
 def facts() -> dict[str, object]:
     """Processor, commit ("" outside a checkout, and without git), version of Python, date."""
     return {

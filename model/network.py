@@ -239,6 +239,11 @@ class Network(nn.Module):
         return positions
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.head.weight.device
+
+    @property
     def num_scanned(self) -> int:
         """Sequences that the last call computed by the exact scan, summed over layers: a metric of training."""
         return sum(block.aft.num_scanned for block in self._blocks)

@@ -31,11 +31,12 @@ from model.checkpoint import Checkpoint, Codec
 from model.config import ModelConfig, Raster, preset
 from model.evaluate import window_logits
 from model.generate import draw_together
+from model.machine import device_name
 from model.match import Ids, Match
 from model.network import Network
 from model.pixels import PixelCodec
 from model.recipe import Recipe, RecipeError, first_of, fit
-from model.runtime.choice import open_runtime
+from model.runtime.choice import native_is_built, open_runtime
 from model.start import begin_with
 from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import STATE, Report, Trainer
@@ -153,7 +154,7 @@ def train(
         "chars": int(last["chars"]),
         "train_bpc": round(last["train_bpc"], 4),
         "validation_bpc": round(last["validation_bpc"], 4),
-        "device": trainer.device.type,
+        "device": device_name(str(trainer.device)),
         "threads": torch.get_num_threads(),
     }
     weights.save(trainer.result, codec, target, facts)
@@ -168,7 +169,9 @@ def draw_samples(trainer: Trainer, codec: PixelCodec) -> None:
     labels = codec.labels or [""]
     wanted = [codec.prompt(label) for _ in range(SAMPLE_ROWS) for label in labels]
     threads = torch.get_num_threads()
-    runtime = open_runtime(Checkpoint(latest), len(wanted), threads=1)
+    # beside a GPU the network draws there, unless the native runtime is built
+    where = "cpu" if native_is_built() else str(trainer.device)
+    runtime = open_runtime(Checkpoint(latest), len(wanted), threads=1, device=where)
     sheet = pixels.sheet(draw_together(runtime, codec, wanted), columns=len(labels), scale=3)
     torch.set_num_threads(threads)  # a runtime of torch has set its own; another number rounds sums otherwise
     (trainer.folder / f"samples-{trainer.steps_done}.png").write_bytes(pixels.to_png(sheet))

@@ -28,6 +28,7 @@ def serve(
     model: Annotated[list[str] | None, typer.Option(help="A model to serve; may be given again. Default: all.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder of checkpoints.")] = None,
     runtime: Annotated[str | None, typer.Option(help="What advances the models: auto, native, torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="What the torch runtime computes on: cpu, cuda.")] = None,
     slots: Annotated[int | None, typer.Option(help="Streams that a model advances at once.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the runtime; 0: a good number.")] = None,
 ) -> None:
@@ -38,7 +39,7 @@ def serve(
 
         flags: dict[str, Any] = {
             "host": host, "port": port, "models": model, "checkpoints": checkpoints,
-            "runtime": runtime, "slots": slots, "threads": threads,
+            "runtime": runtime, "device": device, "slots": slots, "threads": threads,
         }  # fmt: skip
         try:
             settings = Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -193,6 +194,7 @@ def bench(
     depths: Annotated[str, typer.Option(help="Positions consumed before, by commas (decode).")] = "0",
     threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0: a good number.")] = 0,
     runtime: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
+    device: Annotated[str, typer.Option(help="What the torch runtime computes on: cpu, cuda.")] = "cpu",
     peers: Annotated[Path | None, typer.Option(help="Folder of peers to measure beside: benchmarks/peers.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     checkpoints: Checkpoints = Path("checkpoints"),
@@ -214,7 +216,7 @@ def bench(
             raise ValueError("sizes are at least 1 and depths at least 0")
         if peers is not None and not peers.is_dir():
             raise ValueError(f"{peers} is no folder of peers")
-        wish = Wish(what, wanted, after, threads, runtime, peers, json_file)  # type: ignore[arg-type]
+        wish = Wish(what, wanted, after, threads, runtime, device, peers, json_file)  # type: ignore[arg-type]
         with nullcontext(checkpoints / model) if random is None else random_model(random) as folder:
             run(folder, wish)
 

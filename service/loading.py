@@ -39,11 +39,12 @@ def load_models(settings: Settings, metrics: Metrics) -> list[Served]:
     for folder in folders(settings):
         began = time.perf_counter()
         loaded = Checkpoint(folder)
-        runtime = open_runtime(loaded, settings.slots, threads=settings.threads, wanted=settings.runtime)
+        wanted, device = settings.runtime, settings.device
+        runtime = open_runtime(loaded, settings.slots, threads=settings.threads, wanted=wanted, device=device)
         per_key = settings.max_choices_per_key, settings.max_queue_per_key
         scheduler = Scheduler(runtime, settings.max_queue, settings.burst_seconds, *per_key)
         created = int((folder / checkpoint.CONFIG).stat().st_mtime)
         served.append(Served(loaded.name, runtime, loaded.codec, scheduler, created, loaded.config.model.window))
         metrics.startup_seconds.labels(loaded.name, "load").set(time.perf_counter() - began)
-    log.info("the %s runtime: %s", *choose(settings.runtime))
+    log.info("the %s runtime: %s", *choose(settings.runtime, settings.device))
     return served

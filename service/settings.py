@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "native", "torch"] = Field(
         "auto", description="what advances the models; auto: native where it is built, otherwise torch"
     )
+    device: str = Field(
+        "cpu", description="what the torch runtime computes on, `cuda` for instance; native knows the CPU alone"
+    )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="threads of the runtime; 0: the processors available for native, 1 for torch"
     )

@@ -18,8 +18,9 @@ def test_defaults() -> None:
     """Those of the contract."""
     settings = Settings()
     assert settings.model_dump() == {
-        "host": "127.0.0.1", "port": 8000, "checkpoints": Path("checkpoints"), "models": [], "runtime": "auto",
-        "threads": 0, "slots": 64, "max_queue": 256, "max_tokens": 1_000_000, "max_stream_tokens": 2_000_000,
+        "host": "127.0.0.1", "port": 8000, "checkpoints": Path("checkpoints"), "models": [],
+        "runtime": "auto", "device": "cpu", "threads": 0, "slots": 64, "max_queue": 256,
+        "max_tokens": 1_000_000, "max_stream_tokens": 2_000_000,
         "max_stream_seconds": 3600, "max_prompt_tokens": 1_000_000, "max_body_bytes": 8 * 1024 * 1024,
         "max_upload_bytes": 1024 * 1024, "burst_seconds": 0.05, "heartbeat_seconds": 10, "stalled_reader_seconds": 60,
         "drain_seconds": 30, "keep_alive_seconds": 75, "log_level": "info", "log_format": "console", "api_keys": [],

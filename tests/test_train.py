@@ -557,7 +557,11 @@ def test_muon_is_torchs(shape: tuple[int, int]) -> None:
     assert torch.equal(ours, theirs)
     torch.testing.assert_close(exact, theirs, rtol=0, atol=0.01)
     assert not torch.equal(exact, theirs)
-    singular = torch.linalg.svdvals(orthogonal(gradients[0], (3.4445, -4.7750, 2.0315), 5, 1e-7))
+    how = (3.4445, -4.7750, 2.0315), 5, 1e-7
+    together = orthogonal(torch.stack([gradients[0], gradients[1]]), *how)  # as on a GPU
+    for one, gradient in zip(together, gradients, strict=False):
+        torch.testing.assert_close(one, orthogonal(gradient, *how), rtol=1e-5, atol=1e-6)
+    singular = torch.linalg.svdvals(orthogonal(gradients[0], *how))
     assert 0.5 < singular.min() <= singular.max() < 1.5
     with pytest.raises(ValueError, match="no closure"):
         made[1].step(lambda: 0.0)

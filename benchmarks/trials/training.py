@@ -10,7 +10,7 @@ import torch
 from model import data, evaluate, images
 from model.batches import encode, examples, prompts
 from model.checkpoint import Codec
-from model.machine import facts
+from model.machine import device_name, facts
 from model.network import Network
 from model.pixels import PixelCodec
 from model.recipe import Recipe, make
@@ -36,6 +36,7 @@ def run(name: str, fields: dict[str, Any], runs: Path) -> dict[str, Any]:
         "validation": score(trainer.result, codec, recipe),
         "curve": [[int(row["step"]), round(row["validation_bpc"], 4)] for row in trainer.rows],  # on the way
         "scanned": sum(row["num_scanned"] for row in trainer.rows),
+        "device": device_name(str(trainer.device)),
         **facts(),
     }
 

@@ -55,7 +55,7 @@ def bits(name: str, fields: dict[str, Any], runs: Path) -> tuple[Bits, NDArray[n
     held_out = images.load(recipe.corpus, recipe.size).subset(1)
     inputs, targets = examples(held_out.images, prompts(held_out, codec))
     parts = zip(inputs.split(ROWS), targets.split(ROWS), strict=True)
-    found = torch.cat([bits_of(network(x)[0], y) for x, y in parts])[:, -codec.raster.size :]
+    found = torch.cat([bits_of(network(x.to(network.device))[0].cpu(), y) for x, y in parts])[:, -codec.raster.size :]
     return found.double().numpy().reshape(held_out.images.shape), held_out.images
 
 

@@ -38,9 +38,11 @@ def native_is_built() -> bool:
     return importlib.util.find_spec("model.runtime.native._kernel") is not None
 
 
-def choose(wanted: Wanted = "auto") -> tuple[Literal["native", "torch"], str]:
-    """The runtime and why it is that one. RuntimeMissingError where it is not installed."""
-    if wanted != "torch" and native_is_built():
+def choose(wanted: Wanted = "auto", device: str = "cpu") -> tuple[Literal["native", "torch"], str]:
+    """The runtime and why it is that one. RuntimeMissingError where it is not installed, or computes elsewhere."""
+    if wanted == "native" and device != "cpu":
+        raise RuntimeMissingError(f"the native runtime computes on the CPU alone, not on {device}: take torch")
+    if wanted != "torch" and device == "cpu" and native_is_built():
         return "native", "it is built" if wanted == "auto" else "as set"
     if wanted == "native":
         raise RuntimeMissingError("the native runtime is not built: install with a C++20 compiler at hand (g++, clang)")
@@ -48,7 +50,9 @@ def choose(wanted: Wanted = "auto") -> tuple[Literal["native", "torch"], str]:
         raise RuntimeMissingError(
             "there is no runtime: install with a C++20 compiler at hand for the native one, or pip install '.[torch]'"
         )
-    return "torch", "as set" if wanted == "torch" else "the native runtime is not built"
+    if wanted == "torch":
+        return "torch", "as set"
+    return "torch", "the native runtime is not built" if device == "cpu" else f"it computes on {device}"
 
 
 def open_runtime(
@@ -57,17 +61,19 @@ def open_runtime(
     *,
     threads: int = 0,
     wanted: Wanted = "auto",
+    device: str = "cpu",
     match: bool = True,
     verify: bool = True,
 ) -> Runtime:
     """A runtime for a checkpoint. ``threads`` 0: all available for the native one, one for torch.
 
+    ``device``: what torch computes on, "cuda" for instance; the native runtime knows the CPU alone.
     ``match``: whether the checkpoint's match model is used, where it has one. ``verify``: whether the native runtime
     must compute what is stored beside the model (model/conformance.py), where anything is.
     CheckpointError where the weights do not fit or it does not, RuntimeMissingError where there is no such runtime,
-    ValueError where AFT_ISA names an instruction set that is not available here.
+    ValueError where AFT_ISA names an instruction set, or ``device`` a device, that is not available here.
     """
-    name, _ = choose(wanted)
+    name, _ = choose(wanted, device)
     if name == "native":
         return _open_native(checkpoint, num_slots, threads or available_cores(), match=match, verify=verify)
     import torch
@@ -76,7 +82,7 @@ def open_runtime(
 
     # beside an event loop a second thread of torch makes a step three times as slow (docs/benchmarks.md)
     torch.set_num_threads(threads or 1)
-    return EagerRuntime(checkpoint, num_slots, match=match)
+    return EagerRuntime(checkpoint, num_slots, device, match=match)
 
 
 def _open_native(checkpoint: Checkpoint, num_slots: int, threads: int, *, match: bool, verify: bool) -> Runtime:

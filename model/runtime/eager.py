@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.checkpoint import Checkpoint
+from model.machine import device_name
 from model.match import Recent
 from model.recurrent import State
 from model.runtime import states
@@ -23,7 +24,8 @@ from model.runtime.sampler import SlotSampler
 from model.sampling import log_softmax
 from model.weights import load
 
-TILE = 16  # slots of one decode step: one stream does not pay for all slots, many share the calls into torch
+# Slots of one decode step. On a CPU one stream must not pay for all slots; a GPU computes few or many in the same time.
+TILE, WIDE_TILE = 16, 256
 NOTHING: Recent = np.empty(0, np.uint16)  # what a stream has read that has read nothing
 CHUNKS = tuple(2**i for i in range(9, -1, -1))  # positions of a prefill call, the largest that fits first
 
@@ -35,18 +37,18 @@ class EagerRuntime:
     exact = False
 
     def __init__(self, checkpoint: Checkpoint, num_slots: int, device: str = "cpu", *, match: bool = True) -> None:
-        """CheckpointError where the weights do not fit the config, ValueError for no slots.
+        """CheckpointError where the weights do not fit the config, ValueError for no slots or no such device.
 
         ``match``: whether its match model is used.
         """
         if num_slots < 1:
             raise ValueError(f"{num_slots} slots: at least 1")
-        self._network = load(checkpoint).to(device).freeze()
+        self._device = checked_device(device)
+        self._network = load(checkpoint).to(self._device).freeze()
         config = checkpoint.config.model
         self.vocab_size, self.num_slots, self.max_position = config.vocab_size, num_slots, config.max_model_len
-        self._device = torch.device(device)
-        self.isa, self.threads = device, torch.get_num_threads()
-        self._tile = min(TILE, num_slots)
+        self.isa, self.threads = device_name(device), torch.get_num_threads()
+        self._tile = min(TILE if self._device.type == "cpu" else WIDE_TILE, num_slots)
         # the last bits are torch's, of its version and of a tile's width: states move all the same
         numerics = f"{checkpoint.fingerprint_with(match=match)} torch float32"
         self.fingerprint = hashlib.sha256(numerics.encode()).hexdigest()
@@ -244,6 +246,16 @@ class EagerRuntime:
         for (dtype, shape), size in zip(shapes, sizes, strict=True):
             yield np.frombuffer(body[at : at + size], dtype).reshape(shape).copy()
             at += size
+
+
+def checked_device(device: str) -> torch.device:
+    """A device that this build of torch computes on. ValueError where it is none, or is not there."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        raise ValueError(f"torch has no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return found
 
 
 def _chunks(length: int) -> Iterator[int]:

@@ -27,6 +27,7 @@ class Wish:
     depths: list[int] = field(default_factory=lambda: [0])
     threads: int = 0
     runtime: Wanted = "auto"
+    device: str = "cpu"  # of the torch runtime
     peers: Path | None = None  # a folder of them
     json_file: Path | None = None
 
@@ -59,7 +60,7 @@ def run(folder: Path, wish: Wish) -> None:
     if config.max_model_len is not None and max([*wish.depths, 0]) >= config.max_model_len:
         raise ValueError(f"{checkpoint.name} ends at {config.max_model_len} positions")
     slots = max(wish.sizes) if what != "prefill" else 1
-    runtime = open_runtime(checkpoint, slots, threads=wish.threads, wanted=wish.runtime)
+    runtime = open_runtime(checkpoint, slots, threads=wish.threads, wanted=wish.runtime, device=wish.device)
     limits = bench.Limits(runtime, config)
     others, missing = bench.peers(wish.peers, checkpoint, slots, runtime.threads) if wish.peers else ([], [])
     own = bench.RuntimeContestant(runtime)
