@@ -26,7 +26,7 @@ RUNS = 5
 
 def seconds(length: int, chunk: int | None, dtype: torch.dtype) -> float:
     """One forward and backward pass; chunk None: at once."""
-    config = preset("shipped", 100)
+    config = preset("shipped", 100, window=16)
     bias = make_bias(config)
     parallel.AT_ONCE, parallel.CHUNK = (length, 128) if chunk is None else (0, chunk)
     shape = (POSITIONS // length, length, config.num_heads, config.dim // config.num_heads)

@@ -146,7 +146,7 @@ class ModelConfig(BaseModel):
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"dim": 32, "num_layers": 2, "num_heads": 4, "window": 8, "decay": True, "max_half_life": 64.0},
     "shipped": {
-        "dim": 256, "num_layers": 6, "num_heads": 8, "window": 16, "decay": True, "token_shift": True, "dropout": 0.1,
+        "dim": 256, "num_layers": 6, "num_heads": 8, "window": 8, "decay": True, "token_shift": True, "dropout": 0.1,
     },
     "emoji": {
         "dim": 256, "num_layers": 6, "num_heads": 8, "window": 192, "decay": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import checkpoints_for_tests as tiny
@@ -14,10 +15,10 @@ from variants import VARIANTS, keys_and_values, make_config, oracle, random_bias
 
 from model import runs, weights
 from model.evaluate import per_dimension, windows
-from model.network import Network
 from model.parallel import mix
 from model.recipe import Recipe
-from model.recurrent import State, init_state, scan
+from model.recurrent import init_state, scan
+from model.runtime import choice, eager
 from model.runtime.base import Draw, Job
 from model.runtime.choice import RuntimeMissingError, choose, open_runtime
 from model.runtime.eager import EagerRuntime
@@ -36,11 +37,6 @@ def near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     error = float((actual - expected).abs().max())
     assert error <= tolerance * max(1.0, float(expected.abs().max())), f"off by {error:.3g}"  # a NaN fails too
-
-
-def moved(state: State, device: str) -> State:
-    """The same state elsewhere."""
-    return State(*(part.to(device) for part in state))
 
 
 @every_device
@@ -102,10 +98,12 @@ def test_pieces_equal_the_whole(device: str, name: str) -> None:
 
 
 @pytest.fixture(scope="module", params=DEVICES)
-def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EagerRuntime:
-    """A runtime of bytes with a match model."""
+def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EagerRuntime]:
+    """A runtime of bytes with a match model, whose slots lie in two tiles."""
     folder = tiny.plain_bytes(tmp_path_factory.mktemp("devices") / "model")
-    return EagerRuntime(tiny.opened(tiny.with_match(folder)), SLOTS, request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eager, "WIDE_TILE", eager.TILE)
+        yield EagerRuntime(tiny.opened(tiny.with_match(folder)), SLOTS, request.param)
 
 
 def jobs() -> list[Job]:
@@ -182,7 +180,10 @@ def test_a_run_resumes_exactly(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_a_run_learns_as_on_the_cpu(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32 and without dropout, which draws other bits elsewhere: the losses of the CPU."""
+    """Without dropout, which draws other bits elsewhere, and without autocast: the losses of the CPU.
+
+    Where there is nothing but a CPU, that two runs are one.
+    """
     plain = recipe.model_copy(update={"model": {"dropout": 0.0}, "precision": "float32"})
     here, _ = runs.make_trainer(plain, tmp_path / "here")
     losses = [here.step() for _ in range(recipe.steps)]
@@ -190,17 +191,23 @@ def test_a_run_learns_as_on_the_cpu(recipe: Recipe, tmp_path: Path, monkeypatch:
     there, _ = runs.make_trainer(plain, tmp_path / "there")
     assert there.device.type == "cpu"
     assert losses == pytest.approx([there.step() for _ in range(recipe.steps)], abs=0.02)
-    assert isinstance(there.result, Network)
 
 
-def test_devices_that_are_none(tmp_path: Path) -> None:
+def test_devices_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says which; the native runtime knows the CPU alone."""
     checkpoint = tiny.opened(tiny.plain_bytes(tmp_path / "m"))
-    for device in ("gpu", "cuda:99", "meta?"):
+    for device in ("gpu", "cuda:99", "meta", "hpu", "privateuseone", "opengl", "cuda?"):
         with pytest.raises(ValueError, match="torch has no device") as error:
             open_runtime(checkpoint, 1, device=device)
         assert device in str(error.value)
         assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 300
     with pytest.raises(RuntimeMissingError, match="on the CPU alone, not on cuda"):
         choose("native", "cuda")
     assert choose("auto", "cuda") == ("torch", "it computes on cuda")
+    for device in ("", "cpu:0"):
+        assert choose("auto", device) == choose("auto")
+        assert open_runtime(checkpoint, 1, wanted="torch", device=device).isa == "cpu"
+    monkeypatch.setattr(choice.importlib.util, "find_spec", {"torch": None}.get)
+    with pytest.raises(RuntimeMissingError, match=r"cuda needs the torch runtime.*\[torch\]"):
+        choose("auto", "cuda")

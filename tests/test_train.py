@@ -563,5 +563,19 @@ def test_muon_is_torchs(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(one, orthogonal(gradient, *how), rtol=1e-5, atol=1e-6)
     singular = torch.linalg.svdvals(orthogonal(gradients[0], *how))
     assert 0.5 < singular.min() <= singular.max() < 1.5
+    pair = [nn.Parameter(first.clone()) for _ in range(2)]
+    for parameter, gradient in zip(pair, gradients, strict=False):
+        parameter.grad = gradient.clone()
+    single = Muon([nn.Parameter(first.clone())], dtype=torch.float32, **options)
+    both = Muon(pair, dtype=torch.float32, **options)
+    with torch.no_grad():
+        both._update(pair, both.param_groups[0])  # as on a GPU: all of one shape at once
+    for parameter, gradient in zip(pair, gradients, strict=False):
+        (alone,) = single.param_groups[0]["params"]
+        single.state.clear()
+        alone.data.copy_(first)
+        alone.grad = gradient.clone()
+        single.step()
+        torch.testing.assert_close(parameter, alone, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="no closure"):
         made[1].step(lambda: 0.0)

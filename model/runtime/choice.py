@@ -38,21 +38,31 @@ def native_is_built() -> bool:
     return importlib.util.find_spec("model.runtime.native._kernel") is not None
 
 
+def is_cpu(device: str) -> bool:
+    """Whether a device is the CPU, however it is written."""
+    return device.partition(":")[0] in ("", "cpu")
+
+
 def choose(wanted: Wanted = "auto", device: str = "cpu") -> tuple[Literal["native", "torch"], str]:
     """The runtime and why it is that one. RuntimeMissingError where it is not installed, or computes elsewhere."""
-    if wanted == "native" and device != "cpu":
+    elsewhere = not is_cpu(device)
+    if wanted == "native" and elsewhere:
         raise RuntimeMissingError(f"the native runtime computes on the CPU alone, not on {device}: take torch")
-    if wanted != "torch" and device == "cpu" and native_is_built():
+    if wanted != "torch" and not elsewhere and native_is_built():
         return "native", "it is built" if wanted == "auto" else "as set"
     if wanted == "native":
         raise RuntimeMissingError("the native runtime is not built: install with a C++20 compiler at hand (g++, clang)")
     if importlib.util.find_spec("torch") is None:
+        if elsewhere:
+            raise RuntimeMissingError(
+                f"{device} needs the torch runtime, which is not installed: pip install '.[torch]'"
+            )
         raise RuntimeMissingError(
             "there is no runtime: install with a C++20 compiler at hand for the native one, or pip install '.[torch]'"
         )
     if wanted == "torch":
         return "torch", "as set"
-    return "torch", "the native runtime is not built" if device == "cpu" else f"it computes on {device}"
+    return "torch", f"it computes on {device}" if elsewhere else "the native runtime is not built"
 
 
 def open_runtime(
@@ -82,7 +92,7 @@ def open_runtime(
 
     # beside an event loop a second thread of torch makes a step three times as slow (docs/benchmarks.md)
     torch.set_num_threads(threads or 1)
-    return EagerRuntime(checkpoint, num_slots, device, match=match)
+    return EagerRuntime(checkpoint, num_slots, "cpu" if is_cpu(device) else device, match=match)
 
 
 def _open_native(checkpoint: Checkpoint, num_slots: int, threads: int, *, match: bool, verify: bool) -> Runtime:

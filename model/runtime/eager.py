@@ -26,6 +26,7 @@ from model.weights import load
 
 # Slots of one decode step. On a CPU one stream must not pay for all slots; a GPU computes few or many in the same time.
 TILE, WIDE_TILE = 16, 256
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 NOTHING: Recent = np.empty(0, np.uint16)  # what a stream has read that has read nothing
 CHUNKS = tuple(2**i for i in range(9, -1, -1))  # positions of a prefill call, the largest that fits first
 
@@ -252,9 +253,12 @@ def checked_device(device: str) -> torch.device:
     """A device that this build of torch computes on. ValueError where it is none, or is not there."""
     try:
         found = torch.device(device)
+        if found.type not in DEVICES:
+            raise RuntimeError(f"only {', '.join(DEVICES)} compute a model")
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
-        raise ValueError(f"torch has no device {device!r} here: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, ImportError) as error:  # a build without CUDA asserts
+        reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on to list all that it knows
+        raise ValueError(f"torch has no device {device!r} here: {reason[:200]}") from error
     return found
 
 
