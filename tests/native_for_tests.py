@@ -31,7 +31,7 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "absolute factorised": ("local-factorised", {"dim": 48}),  # three blocks in a head: two at once, then one
     "absolute full factorised": ("full-factorised", {"dim": 20, "mlp_ratio": 3}),
     "relative": ("relative", {"dim": 20, "window": 1}),
-    "relative decay": ("relative-decay", {"dim": 64, "window": 16}),  # as the shipped model: heads of 32 channels
+    "relative decay": ("relative-decay", {"dim": 64, "window": 16}),  # heads of 32 channels, as the shipped model's
     "shift": ("relative-shift", {"dim": 64, "window": 16}),
     "shift raster": ("raster-decay", {"dim": 20, "token_shift": True}),
     "lookback": ("relative-lookback", {"dim": 48, "window": 16}),

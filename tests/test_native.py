@@ -479,8 +479,8 @@ def test_a_frame_comes_down_with_its_key(tmp_path: Path) -> None:
 
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "shakespeare"
-SHIPPED_FINGERPRINT = "e4dea3691a2772b96090f168f3fe17665f66437b53956e6c2eb93d4b4237aa74"
-SHIPPED_LOGITS = "67950bcedfe4f5c2ae882c95b8a2f9382ea10d9272fc166bef0dfe41944fd14b"
+SHIPPED_FINGERPRINT = "4bb533f240738eaba67757b4cc871496ed24ee18067ce5a54b8265ce04a7fd1c"
+SHIPPED_LOGITS = "1a50296ab55c4b9217c303d0e170fc9532096b08acf0cde119897ab3876d924f"
 
 
 def test_the_shipped_models_logits() -> None:
