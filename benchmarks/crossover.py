@@ -2,8 +2,8 @@
 
     python benchmarks/crossover.py [--json FILE]
 
-One layer of the first text model's shape (8 heads of 32 channels, window 16, decay), 8,192 positions in all, forward and
-backward; the median of five runs, all forms in turn in each run.
+One layer of the first text model's shape (8 heads of 32 channels, window 16, decay), 8,192 positions in all, forward
+and backward; the median of five runs, all forms in turn in each run.
 """
 
 import argparse
