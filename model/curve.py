@@ -18,8 +18,8 @@ def write_csv(rows: list[Row], path: Path) -> None:
             writer.writerow({name: f"{row[name]:.6g}" for name in FIELDS})
 
 
-def write_png(rows: list[Row], path: Path, title: str) -> None:
-    """Bits per character against characters seen."""
+def write_png(rows: list[Row], path: Path, title: str, unit: str) -> None:
+    """Bits against what was seen; ``unit``: what a token is, a character or a sub-pixel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,11 +27,11 @@ def write_png(rows: list[Row], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     millions = [row["chars"] / 1e6 for row in rows]
-    for name, label in (("train_bpc", "training windows"), ("validation_bpc", "validation split")):
+    for name, label in (("train_bpc", "training"), ("validation_bpc", "validation split")):
         axes.plot(millions, [row[name] for row in rows], marker=".", label=label)
     lowest = min(min(row["train_bpc"], row["validation_bpc"]) for row in rows)
     axes.set(
-        xlabel="characters seen, millions", ylabel="bits per character", title=title, ylim=(lowest - 0.1, lowest + 1.4)
+        xlabel=f"{unit}s seen, millions", ylabel=f"bits per {unit}", title=title, ylim=(lowest - 0.1, lowest + 1.4)
     )
     axes.grid(alpha=0.3)
     axes.legend()

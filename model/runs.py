@@ -159,7 +159,8 @@ def train(
     }
     weights.save(trainer.result, codec, target, facts)
     curve.write_csv(trainer.rows, target / "curve.csv")
-    curve.write_png(trainer.rows, target / "curve.png", recipe.name)
+    unit = "character" if recipe.kind == "text" else "sub-pixel"
+    curve.write_png(trainer.rows, target / "curve.png", recipe.name, unit)
 
 
 def draw_samples(trainer: Trainer, codec: PixelCodec) -> None:
