@@ -15,12 +15,14 @@ from torch import Tensor
 
 from model.images import ImageSet
 from model.match import Ids
-from model.pixels import PixelCodec, plain
+from model.pixels import PixelCodec, Pixels, fit_loosely, plain
 from model.tokenizer import Bytes, Tokenizer
 
 Examples = tuple[Tensor, Tensor]  # inputs and targets (N, T) int64
 IGNORED = -100  # a target that is not learned and not scored (the default of torch's cross_entropy)
 PIECE = 1 << 20  # characters
+STRETCH, MOVE = 0.08, 0.5  # at most: natural logarithm; pixels of the reduced picture
+MOVED_ASIDE = 0.25  # of the redrawn: others keep their middle, and so their symmetry
 HIDDEN_TOGETHER = 0.5  # of the pictures whose label is left out, those whose name is left out, too
 
 
@@ -146,12 +148,18 @@ def spelled(aliases: Sequence[str], codec: PixelCodec) -> list[list[int]]:
 
 
 class Pictures:
-    """Random pictures: mirrored where that is as good, a little brighter or darker, now and then with less said."""
+    """Random pictures: mirrored where that is as good, a little brighter or darker, now and then with less said.
+
+    A share ``redrawn_share`` of them is reduced anew from ``detailed`` (N, H', W', 3), the same in a larger size, a
+    little stretched or moved: their edges fall on pixels in another way each time.
+    """
 
     def __init__(
-        self, pictures: ImageSet, codec: PixelCodec, brightness: int, any_share: float, nameless_share: float, seed: int
-    ) -> None:
+        self, pictures: ImageSet, codec: PixelCodec, brightness: int, any_share: float, nameless_share: float,
+        seed: int, detailed: Pixels | None = None, redrawn_share: float = 0.0,
+    ) -> None:  # fmt: skip
         self.pictures, self.codec, self.brightness, self.seed = pictures, codec, brightness, seed
+        self.detailed, self.redrawn_share = detailed, redrawn_share
         self.any_share, self.nameless_share = any_share, nameless_share
         self.flips = pictures.flips
         self.names = [np.array(spelled(aliases, codec), np.int64) for aliases in pictures.aliases]
@@ -160,7 +168,7 @@ class Pictures:
         """Inputs and targets (size, P + H W 3) int64 of a step; P places of a name."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), step], np.uint64)))
         chosen = rng.integers(0, len(self.pictures.images), size)
-        images = self.pictures.images[chosen]
+        images = self._redrawn(step, chosen)
         mirrored = self.flips[chosen] & (rng.random(size) < 0.5)
         images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
         change = rng.integers(-self.brightness, self.brightness + 1, size)[:, None, None, None]
@@ -176,3 +184,16 @@ class Pictures:
         named = np.stack([self.names[i][int(x * len(self.names[i]))] for i, x in zip(chosen, which, strict=True)])
         named = np.where(nameless[:, None], np.array(self.codec.spell(""), np.int64), named)
         return examples(images, np.concatenate([conditions[:, None], named], 1))
+
+    def _redrawn(self, step: int, chosen: NDArray[np.int64]) -> Pixels:
+        """Pictures (size, H, W, 3), some of them reduced anew."""
+        images = self.pictures.images[chosen]
+        if self.detailed is None:
+            return images
+        # its own numbers, so that all else is drawn as without it
+        rng = np.random.Generator(np.random.Philox(key=np.array([~self.seed & (2**64 - 1), step], np.uint64)))
+        for place in np.flatnonzero(rng.random(len(chosen)) < self.redrawn_share):
+            stretch = np.exp(rng.uniform(-STRETCH, STRETCH) + rng.uniform(-STRETCH, STRETCH, 2) / 2)
+            move = rng.uniform(-MOVE, MOVE, 2) * (rng.random() < MOVED_ASIDE, 1)
+            images[place] = fit_loosely(self.detailed[chosen[place]], images.shape[1], stretch, move)
+        return images

@@ -158,6 +158,19 @@ def fit(image: Image.Image, size: int) -> Pixels:
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
+def fit_loosely(image: Pixels, size: int, stretch: NDArray[np.float64], move: NDArray[np.float64]) -> Pixels:
+    """As fit, a square picture drawn again ``stretch`` (x, y) times as large, its middle moved by ``move`` pixels.
+
+    Both at most an eighth of the picture; what comes into view is white.
+    """
+    side = len(image)
+    margin = side // 4
+    wide = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), constant_values=WHITE)
+    middle, half = margin + side / 2 - move * (side / size), side / 2 / stretch
+    box = (*(middle - half), *(middle + half))
+    return np.asarray(Image.fromarray(wide).resize((size, size), Image.Resampling.LANCZOS, box))
+
+
 def sheet(images: Sequence[Pixels], columns: int, scale: int = 1, gap: int = 1) -> Pixels:
     """Many images of one size as one, row by row, a white gap between them."""
     height, width, channels = images[0].shape

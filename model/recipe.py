@@ -17,7 +17,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 # fields that a run of the other kind would not read
 TEXT_ONLY = ("tokenizer", "length", "begin_share", "eval_chars")
-IMAGE_ONLY = ("size", "brightness", "any_share", "name_length", "nameless_share")
+IMAGE_ONLY = ("size", "brightness", "redrawn_share", "any_share", "name_length", "nameless_share")
 
 
 class RecipeError(ValueError):
@@ -43,6 +43,7 @@ class Recipe(BaseModel):
     carry: PositiveInt = 1  # windows that follow one another in the text, the states handed on; 1: none do
     size: PositiveInt = 16  # pixels of an image's side; an image is one window, whatever ``length`` is
     brightness: Annotated[int, Field(ge=0, le=255)] = 0  # images: a value of -b ... b added to all sub-pixels
+    redrawn_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # images: reduced anew, a little stretched or moved
     any_share: Annotated[float, Field(ge=0, le=1)] = 0.1  # images: of the labels, and of the styles, are left out
     name_length: Annotated[int, Field(ge=0)] = 0  # images: characters of a name that stands before the pixels
     nameless_share: Annotated[float, Field(ge=0, le=1)] = 0.3  # images: of the names are left out

@@ -42,6 +42,7 @@ from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import STATE, Report, Trainer
 
 SAMPLE_ROWS = 4
+DETAIL = 4  # times the size of a picture: what it is drawn again from
 # Tokens or sub-pixels that a calibration reads: fewer say nothing of what a match is worth, the logits of more would
 # not fit into memory.
 LEAST_HELD_OUT, MOST_HELD_OUT = 200, 300_000
@@ -87,7 +88,10 @@ def _images(recipe: Recipe) -> tuple[PixelCodec, Material]:
         raise ValueError(
             f"{recipe.corpus} has {len(pictures.names)} pictures: too few to set 5 % aside and learn the rest"
         )
-    source = Pictures(known, codec, recipe.brightness, *shares, recipe.seed)
+    detailed = None
+    if recipe.redrawn_share:
+        detailed = images.load(recipe.corpus, DETAIL * recipe.size).images[pictures.part == 0]
+    source = Pictures(known, codec, recipe.brightness, *shares, recipe.seed, detailed, recipe.redrawn_share)
     validation = examples(held_out.images, prompts(held_out, codec))
     return codec, Material(source, validation, pictures.sha256)
 

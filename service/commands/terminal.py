@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,18 @@ def one_line() -> Iterator[None]:
 
         if isinstance(error, (ValueError, OSError, CheckpointError, DataError, RuntimeMissingError)):
             raise fail(str(error)) from None
+        if _is_out_of_memory(error):
+            said = str(error).partition("\n")[0]
+            raise fail(f"there is not enough memory for this ({said or 'none is left'}): ask for less at once") from None
         raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine, or torch's device, has no room; torch's CPU allocator has no error of its own for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def check_writable(*files: Path | None) -> None:
