@@ -25,7 +25,7 @@ def test_no_room_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("aft: there is not enough memory")
-    assert said.endswith("ask for less at once\n")
+    assert said.endswith(": ask for less\n")
 
 
 def test_what_is_wrong_with_the_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def one_line() -> Iterator[None]:
             raise fail(str(error)) from None
         if _is_out_of_memory(error):
             said = str(error).partition("\n")[0]
-            raise fail(f"there is not enough memory for this ({said or 'none is left'}): ask for less at once") from None
+            raise fail(f"there is not enough memory for this ({said or 'none is left'}): ask for less") from None
         raise
 
 
