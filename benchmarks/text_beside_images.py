@@ -8,6 +8,7 @@ Streams text alone, beside one image after another, and beside ten at a time; ev
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -25,43 +27,52 @@ CHARACTERS, ROUNDS = 5_000, 5
 
 
 def text() -> tuple[float, list[float]]:
-    """Characters a second, and the gaps between events in seconds, of one stream."""
+    """Characters a second, and the gaps between events in seconds, of one stream. ValueError where it is not whole."""
     body = {"model": "shakespeare", "prompt": "", "max_tokens": CHARACTERS, "stream": True, "seed": 1}
-    gaps, began = [], time.perf_counter()
-    last = began
+    gaps, written, began = [], 0, time.perf_counter()
+    last, line = began, ""
     with httpx.stream("POST", f"{URL}/v1/completions", json=body, timeout=120) as response:
-        for line in response.iter_lines():
+        response.raise_for_status()
+        for line in filter(None, response.iter_lines()):
             if line.startswith("data: {"):
                 now = time.perf_counter()
                 gaps.append(now - last)
-                last = now
-    return CHARACTERS / (last - began), gaps[1:]
+                last, event = now, json.loads(line.removeprefix("data: "))
+                if "choices" not in event:
+                    raise ValueError(f"a stream was cut off: {line}")
+                written += sum(len(choice["text"]) for choice in event["choices"])
+    if line != "data: [DONE]":
+        raise ValueError(f"a stream ended after {written} characters by {line!r}")
+    return written / (last - began), gaps[1:]
 
 
-def draw(count: int, end: threading.Event, drawn: list[float]) -> None:
-    """Images, ``count`` at a time, until told to end; appends the seconds of each request."""
+def draw(count: int, end: threading.Event) -> list[float]:
+    """Images, ``count`` at a time, until told to end: the seconds of each request."""
+    drawn = []
     while not end.is_set():
         began = time.perf_counter()
         body = {"model": "emoji", "prompt": "", "n": count}
         httpx.post(f"{URL}/v1/images/generations", json=body, timeout=120).raise_for_status()
         drawn.append(time.perf_counter() - began)
+    return drawn
 
 
 def measure(count: int, tail: int = 99) -> dict[str, float]:
     """Medians of some rounds beside ``count`` images at a time; of all gaps the median and the percentile ``tail``."""
     rates: list[float] = []
     gaps: list[float] = []
-    drawn: list[float] = []
+    drawn: list[list[float]] = []
     for _ in range(ROUNDS):
         end = threading.Event()
-        painter = threading.Thread(target=draw, args=(count, end, drawn))
-        if count:
-            painter.start()
-            time.sleep(0.2)
-        rate, more = text()
-        end.set()
-        if count:
-            painter.join()
+        with ThreadPoolExecutor(1) as painter:
+            painted = painter.submit(draw, count, end) if count else None
+            try:
+                time.sleep(0.2 if count else 0)
+                rate, more = text()
+            finally:
+                end.set()
+        if painted is not None:
+            drawn.append(painted.result())
         rates.append(rate)
         gaps += more
     gaps.sort()
@@ -72,7 +83,8 @@ def measure(count: int, tail: int = 99) -> dict[str, float]:
         "high": max(rates),
         "gap_ms_p50": 1000 * gaps[len(gaps) // 2],
         f"gap_ms_p{tail}": 1000 * gaps[len(gaps) * tail // 100],
-        "seconds_per_request_of_images": statistics.median(drawn) if drawn else 0.0,
+        "seconds_per_request_of_images": statistics.median(itertools.chain(*drawn)) if any(drawn) else 0.0,
+        "fewest_requests_of_images": min(map(len, drawn), default=0),  # of a round
     }
 
 

@@ -48,7 +48,9 @@ class Match(BaseModel):
 
     @classmethod
     def unfitted(cls, window: int = 4096, shortest: int = 2, longest: int = 20, most: int = 8) -> Match:
-        """A shape whose masses model/calibration.py is to fit."""
+        """A shape whose masses model/calibration.py is to fit. ValueError where no length of a match is left."""
+        if longest < shortest:
+            raise ValueError(f"the longest match, {longest}, is shorter than the shortest, {shortest}")
         return cls(window=window, shortest=shortest, most=most, masses=[0.1] * (longest - shortest + 1))
 
     def find(self, recent: Recent) -> dict[int, float]:

@@ -72,6 +72,8 @@ class Recipe(BaseModel):
             raise ValueError("an image is one window: nothing is carried to the next")
         if self.extra and self.kind == "image":
             raise ValueError("extra is text: an image model reads one image set")
+        if self.extra and self.extra_share and not round(self.extra_share * self.batch):
+            raise ValueError(f"extra_share {self.extra_share} of a batch of {self.batch} is no window")
         other = TEXT_ONLY if self.kind == "image" else IMAGE_ONLY
         fields = type(self).model_fields
         if idle := sorted(name for name in other if getattr(self, name) != fields[name].default):

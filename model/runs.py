@@ -41,8 +41,9 @@ from model.start import begin_with
 from model.tokenizer import Bytes, Tokenizer, train_characters
 from model.train import STATE, Report, Trainer
 
-SAMPLE_ROWS = 4
+SAMPLE_ROWS, SAMPLE_COLUMNS = 4, 16
 DETAIL = 4  # times the size of a picture: what it is drawn again from
+SAVE_SECONDS = 60  # what a run of so many minutes loses at most when it is interrupted
 # Tokens or sub-pixels that a calibration reads: fewer say nothing of what a match is worth, the logits of more would
 # not fit into memory.
 LEAST_HELD_OUT, MOST_HELD_OUT = 200, 300_000
@@ -168,10 +169,10 @@ def train(
 
 
 def draw_samples(trainer: Trainer, codec: PixelCodec) -> None:
-    """What an image model draws by now, into the run's folder: samples-STEP.png, a label a column."""
+    """What an image model draws by now, into the run's folder: samples-STEP.png, a label a column, the first ones."""
     latest = trainer.folder / "latest"
     weights.save(trainer.result, codec, latest, {"steps": trainer.steps_done})
-    labels = codec.labels or [""]
+    labels = (codec.labels or [""])[:SAMPLE_COLUMNS]
     wanted = [codec.prompt(label) for _ in range(SAMPLE_ROWS) for label in labels]
     threads = torch.get_num_threads()
     # beside a GPU the network draws there, unless the native runtime is built
@@ -192,9 +193,10 @@ def fit_minutes(name: str, corpus: str, minutes: float, seed: int = 0) -> Recipe
         trainer.step()
     seconds = (time.perf_counter() - began) / 3
     # an eighth of the time goes to evaluations, saving and the start
-    steps = max(20, int(minutes * 60 * 0.875 / seconds))
-    every = max(10, steps // 10)
-    changes = {"steps": steps, "warmup_steps": min(100, steps // 10), "eval_every": every, "save_every": every}
+    every = max(10, int(minutes * 60 * 0.875 / seconds) // 10)
+    steps = max(20, 10 * every)
+    kept = min(every, max(10, int(SAVE_SECONDS / seconds)))
+    changes = {"steps": steps, "warmup_steps": min(100, steps // 10), "eval_every": every, "save_every": kept}
     return recipe.model_copy(update=changes)
 
 
@@ -207,15 +209,19 @@ class Calibrated(NamedTuple):
     bits: float  # by what is stored now
 
 
-def calibrate(folder: Path, corpus: str | None, match: Match) -> Calibrated:
+def calibrate(folder: Path, corpus: str | None, match: Match | None = None) -> Calibrated:
     """Fit to the validation split what training cannot, and store it: a factor of the logits and, for text, masses.
 
-    ``match`` is the shape of the match model. ValueError for a model without a known corpus, CheckpointError where the
-    folder is none. An earlier calibration is not built upon, but for its factor, which stays in the weights.
+    ``match`` is the shape of the match model, the usual one where none is given. ValueError for a model without a
+    known corpus, or of images with a shape, CheckpointError where the folder is none. An earlier calibration is not
+    built upon, but for its factor, which stays in the weights.
     """
     source = Checkpoint(folder)
     name = source.corpus(corpus)
     image = isinstance(source.codec, PixelCodec)
+    if image and match is not None:
+        raise ValueError(f"{source.name} is a model of images: it has no match model")
+    match = match or Match.unfitted()
     logits, ids, start = _held_out_pictures(source, name) if image else _held_out_text(source, name, match.window)
     before = float(calibration.target_bits(logits, ids[start:].astype(np.int64), 1.0).mean())
     found = calibration.fit(logits, ids, start, None if image else match)
@@ -247,7 +253,9 @@ def _held_out_pictures(source: Checkpoint, name: str) -> tuple[Logits, Ids, int]
     held_out = images.load(name, codec.raster.width).subset(1)
     if not len(held_out.images):
         raise ValueError(f"{name} has no picture to validate on")
-    kept = slice(max(1, MOST_HELD_OUT // codec.raster.size))
+    # of all kinds: they stand style by style, or folder by folder
+    number = len(held_out.images)
+    kept = np.linspace(0, number - 1, min(number, max(1, MOST_HELD_OUT // codec.raster.size))).round().astype(int)
     inputs, targets = examples(held_out.images[kept], prompts(held_out, codec)[kept])
     network = weights.load(source).freeze()
     with torch.inference_mode():

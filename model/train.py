@@ -45,7 +45,7 @@ def optimizers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.95))]
     if recipe.optimizer == "muon":
         rate, decay = recipe.muon_rate, recipe.weight_decay
-        dtype = torch.bfloat16 if has_bf16(next(network.parameters()).device) else torch.float32
+        dtype = torch.bfloat16 if wants_bf16(recipe, next(network.parameters()).device) else torch.float32
         given = list(matrices.values())
         made.append(Muon(given, dtype=dtype, lr=rate, weight_decay=decay, momentum=0.95))
     for optimizer in made:
@@ -64,8 +64,15 @@ def _averager(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
+def wants_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a run takes its products in bf16: where its recipe says so, or leaves it to the hardware."""
+    return recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(device))
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere autocast costs time instead of saving it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return True
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
@@ -113,8 +120,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """bf16 products where the recipe wants them, or where the hardware multiplies bf16."""
-        wanted = self.recipe.precision == "bf16" or (self.recipe.precision == "auto" and has_bf16(self.device))
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wants_bf16(self.recipe, self.device))
 
     def step(self) -> float:
         """One step of the global batch; returns its mean loss in bits per character or sub-pixel.
@@ -125,7 +131,7 @@ class Trainer:
         self.network.train()
         inputs, targets = self.source.batch(self.steps_done, self.recipe.batch)
         parts = self.recipe.accumulate
-        total = torch.zeros((), device=self.device)
+        totals = torch.zeros(2, device=self.device)  # the loss, sequences scanned
         for part in range(self.rank, parts, self.world):
             torch.manual_seed(hash((self.recipe.seed, self.steps_done, part)) & (2**63 - 1))
             given = inputs.chunk(parts)[part].to(self.device)
@@ -135,9 +141,9 @@ class Trainer:
             target = targets.chunk(parts)[part].to(self.device)
             loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten()) / parts
             loss.backward()
-            total += loss.detach()
-            self._scanned += self.network.num_scanned
-        self._share(total)
+            totals[0] += loss.detach()
+            totals[1] += self.network.num_scanned
+        self._share(totals)
         if not nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm).isfinite():
             rates = f"muon_rate {self.recipe.muon_rate}, adamw_rate {self.recipe.adamw_rate}"
             raise ValueError(
@@ -152,7 +158,9 @@ class Trainer:
             self.averaged.update_parameters(self.network)
         self.steps_done += 1
         self.seconds += time.perf_counter() - began
-        self._recent.append(float(total) / math.log(2))
+        total, scanned = totals.tolist()
+        self._scanned += int(scanned)
+        self._recent = [*self._recent, total / math.log(2)][-self.recipe.eval_every :]
         return self._recent[-1]
 
     def _states(self, part: int, size: int) -> list[State] | None:
@@ -161,11 +169,11 @@ class Trainer:
             return None
         return self.network.init_state(size) if self.steps_done % self.recipe.carry == 0 else self._carried[part]
 
-    def _share(self, total: Tensor) -> None:
-        """Add the gradients and the loss of all processes."""
+    def _share(self, totals: Tensor) -> None:
+        """Add the gradients and what else is summed of all processes."""
         if self.world == 1:
             return
-        tensors = [p.grad for p in self.network.parameters() if p.grad is not None] + [total]
+        tensors = [p.grad for p in self.network.parameters() if p.grad is not None] + [totals]
         flat = torch.cat([t.flatten() for t in tensors])
         torch.distributed.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -188,7 +196,7 @@ class Trainer:
         """Evaluate and add a row to the curve."""
         raster = self.network.config.raster
         chars = self.steps_done * self.recipe.batch * (self.recipe.length if raster is None else raster.size)
-        recent, self._recent = self._recent or [math.nan], []
+        recent = self._recent or [math.nan]  # as many as lie between two evaluations, at an early end, too
         row = {
             "step": float(self.steps_done),
             "chars": float(chars),
@@ -209,12 +217,13 @@ class Trainer:
             loss = self.step()
             if after_step:
                 after_step(self, loss)
-            if self.steps_done % self.recipe.eval_every == 0 or self.done:
-                report(self.record())
-                if self.rank == 0:
-                    curve.write_csv(self.rows, self.folder / "curve.csv")
+            row = self.record() if self.steps_done % self.recipe.eval_every == 0 or self.done else None
+            if self.rank == 0 and row is not None:
+                curve.write_csv(self.rows, self.folder / "curve.csv")
             if self.rank == 0 and (self.steps_done % self.recipe.save_every == 0 or self.done):
                 self.save()
+            if row is not None:
+                report(row)  # last: what a report may fail at is no reason to lose the step
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.network.state_dict().items():

@@ -145,7 +145,9 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Characters that an overlapping window scores; half a window.")
     ] = None,
-    depths: Annotated[str, typer.Option(help="Characters of preceding text, by commas.")] = "100,1000,10000,100000",
+    depths: Annotated[
+        str | None, typer.Option(help="Characters of preceding text, by commas; 100,1000,10000,100000.")
+    ] = None,
     max_chars: Annotated[int | None, typer.Option(help="Score only the first so many of the test split.")] = None,
     match: Annotated[bool, typer.Option(help="With the model's match model, where it has one.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
@@ -158,7 +160,7 @@ def evaluate(
 
     check_writable(json_file, plot)
     with one_line():
-        wanted = [int(depth) for depth in depths.split(",") if depth]
+        wanted = None if depths is None else [int(depth) for depth in depths.split(",") if depth]
         run(checkpoints / model, corpus, stride, wanted, max_chars, json_file, plot, match=match)
 
 
@@ -191,7 +193,7 @@ def bench(
     sizes: Annotated[
         str | None, typer.Option(help="Streams side by side, or lengths of a prompt, by commas; 1,4,16,64,256.")
     ] = None,
-    depths: Annotated[str, typer.Option(help="Positions consumed before, by commas (decode).")] = "0",
+    depths: Annotated[str | None, typer.Option(help="Positions consumed before, by commas (decode); 0.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0: a good number.")] = 0,
     runtime: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="What the torch runtime computes on: cpu, cuda.")] = "cpu",
@@ -211,7 +213,11 @@ def bench(
         if what not in usual or runtime not in ("auto", "native", "torch"):
             raise ValueError(f"a runtime is auto, native or torch; nothing is measured on {runtime}")
         wanted = [int(size) for size in (sizes or usual[what]).split(",")]
-        after = [int(depth) for depth in depths.split(",")]
+        if what != "decode" and depths is not None:
+            raise ValueError(f"--depths says nothing to {what}: it begins at the beginning")
+        if what == "images" and peers is not None:
+            raise ValueError("--peers says nothing to images: peers are measured on text")
+        after = [int(depth) for depth in (depths or "0").split(",")]
         if min(wanted) < 1 or min(after) < 0:
             raise ValueError("sizes are at least 1 and depths at least 0")
         if peers is not None and not peers.is_dir():

@@ -22,6 +22,7 @@ from model.generate import draw, draw_together
 from model.pixels import NUM_VALUES
 from model.runtime.choice import open_runtime
 from service.cli import app
+from service.commands import evaluation
 
 RECIPE = """
 name = "squares"
@@ -90,6 +91,21 @@ def test_train_evaluate_draw(folder: Path, tmp_path: Path) -> None:
         assert (image.size, image.format) == ((4, 4), "PNG")
         red, _, blue = np.asarray(image).reshape(-1, 3).mean(0)
     assert red > blue + 100
+
+
+@pytest.mark.parametrize("idle", [["--stride", "3"], ["--depths", "10"], ["--max-chars", "9"], ["--plot", "x.png"]])
+def test_what_says_nothing_to_pictures_is_refused(random: Path, idle: list[str]) -> None:
+    """Before anything is evaluated."""
+    result = CliRunner().invoke(app, ["eval", "random", *idle, "--checkpoints", str(random.parent)])
+    assert result.exit_code == 1
+    assert f"{idle[0]} says nothing" in result.output
+
+
+def test_many_pictures_fit_into_one_webp() -> None:
+    """Sixteen columns, or as many as rows: a side of a WebP ends at 16,383 pixels."""
+    few, many = (np.zeros((count, 32, 32, 3), np.uint8) for count in (8_176, 8_177))
+    assert evaluation._sheet(few).shape == (511 * 32, 16 * 32, 3)
+    assert evaluation._sheet(many).shape == (90 * 32, 91 * 32, 3)
 
 
 def test_per_dimension_is_plain_cross_entropy(random: Path) -> None:

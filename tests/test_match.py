@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from model import calibration, data, weights
+from model import calibration, data, images, runs, weights
 from model.batches import encode
 from model.checkpoint import Checkpoint, CheckpointError
 from model.evaluate import windows
@@ -397,7 +397,7 @@ def test_the_command(tmp_path: Path) -> None:
         (["calibrate", "song"], "name it with --corpus"),
         (["calibrate", "no"], "no readable config"),
         (["calibrate", "song", "--corpus", str(short)], "the validation split has 150 tokens"),
-        (["calibrate", "song", "--longest", "1"], "--longest 1 is less than --shortest 2"),
+        (["calibrate", "song", "--longest", "1"], "the longest match, 1, is shorter than the shortest, 2"),
     ):
         refused = CliRunner().invoke(app, [*arguments, *where])
         assert refused.exit_code == 1
@@ -429,6 +429,21 @@ def test_calibrating_pictures(tmp_path: Path) -> None:
     assert network.read_bytes() != before
     assert Checkpoint(folder).match is None
     assert "masses" not in done.output
+    shaped = ["calibrate", "m", "--corpus", str(pictures), "--checkpoints", str(tmp_path), "--window", "300"]
+    refused = CliRunner().invoke(app, shaped)
+    assert refused.exit_code == 1
+    assert "no match model" in refused.output
+
+
+def test_pictures_of_all_kinds_are_calibrated_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are more than can be read, they are taken from the whole split: it stands label by label."""
+    source = Checkpoint(tiny.pictures(tmp_path / "m"))
+    pictures = tmp_path / "pictures"
+    _write_pictures(pictures)
+    held_out = images.load(str(pictures), 4).subset(1)
+    monkeypatch.setattr(runs, "MOST_HELD_OUT", 2 * source.pixels.raster.size)
+    _, ids, _ = runs._held_out_pictures(source, str(pictures))
+    assert ids.reshape(2, -1).tolist() == [held_out.images[place].flatten().tolist() for place in (0, -1)]
 
 
 def _write_pictures(folder: Path) -> None:

@@ -25,7 +25,7 @@ from model.batches import Material
 from model.checkpoint import Checkpoint
 from model.muon import Muon, orthogonal
 from model.recipe import Recipe, RecipeError
-from model.train import STATE, Trainer
+from model.train import STATE, Trainer, has_bf16
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,6 +145,45 @@ def test_first_evaluation_before_the_first_save(corpus: Path, tmp_path: Path) ->
     trainer = make_trainer(make_recipe(corpus, steps=2, eval_every=1, save_every=2), tmp_path / "new" / "run")
     trainer.run(nothing)
     assert (tmp_path / "new" / "run" / "curve.csv").read_text().count("\n") == 3
+
+
+def test_a_report_that_fails_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    """Curve and state are written before anybody is told."""
+    recipe = make_recipe(corpus, steps=8, eval_every=4, save_every=4)
+
+    def fail(_: curve.Row) -> None:
+        raise OSError("no room for samples")
+
+    with pytest.raises(OSError, match="no room"):
+        make_trainer(recipe, tmp_path / "run").run(fail)
+    resumed = make_trainer(recipe, tmp_path / "run")
+    assert (resumed.steps_done, len(resumed.rows)) == (4, 1)
+    assert (tmp_path / "run" / "curve.csv").read_text().count("\n") == 2
+    resumed.run(nothing)
+    whole = make_trainer(recipe, tmp_path / "whole")
+    whole.run(nothing)
+    assert_same(resumed, whole)
+
+
+def test_the_last_row_tells_of_as_many_steps_as_the_others(corpus: Path, tmp_path: Path) -> None:
+    """A run whose end is no evaluation's turn: the mean loss is not that of its few last steps."""
+    trainer, losses = make_trainer(make_recipe(corpus, steps=7, eval_every=3), tmp_path / "run"), list[float]()
+    trainer.run(nothing, lambda _, loss: losses.append(loss))
+    told = [row["train_bpc"] for row in trainer.rows]
+    assert told == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:6]) / 3, sum(losses[4:7]) / 3])
+
+
+def test_sequences_scanned_are_those_of_all_processes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many in the other process as here: the curve has both."""
+    trainer = make_trainer(make_recipe(corpus), tmp_path / "run")
+    trainer.world = 2
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))
+    monkeypatch.setattr(type(trainer.network), "num_scanned", 3)
+    trainer.step()
+    trainer.step()
+    assert trainer.record()["num_scanned"] == 2 * 2 * 3
 
 
 def test_state_file_is_the_whole_state(corpus: Path, tmp_path: Path) -> None:
@@ -407,6 +446,15 @@ def test_precision_by_hardware(
         with trainer.autocast():
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert (product.dtype == torch.bfloat16) is expected
+        (muon,) = (optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Muon))
+        assert (muon.dtype == torch.bfloat16) is expected
+
+
+def test_a_gpu_without_bf16_is_none_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only emulates it costs time instead of saving it."""
+    for able in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
+        assert has_bf16(torch.device("cuda")) is able
 
 
 def test_dropout_is_drawn_anew_for_each_step_and_part(corpus: Path, tmp_path: Path) -> None:
@@ -528,14 +576,20 @@ def test_bytes_corpora_train(tmp_path: Path, raw: str | bytes) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_fit_minutes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of steps fills seven eighths of the minutes, by the time of three steps."""
-    clock = iter([100.0, 106.0])  # three steps took six seconds
+@pytest.mark.parametrize(
+    ("minutes", "seconds", "every", "kept"), [(10, 2.0, 26, 26), (10, 0.5, 105, 105), (60, 0.5, 630, 120)]
+)
+def test_fit_minutes(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, seconds: float, every: int, kept: int
+) -> None:
+    """Ten evaluations in seven eighths of the minutes, by the time of three steps; a state about every minute."""
+    clock = iter([100.0, 100.0 + 3 * seconds])
     monkeypatch.setattr(Trainer, "step", lambda _: 0.0)
     monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # other threads have theirs
-    recipe = runs.fit_minutes("mine", str(corpus), minutes=10, seed=3)
-    assert recipe.steps == int(600 * 0.875 / 2)
-    assert (recipe.seed, recipe.eval_every, recipe.save_every, recipe.warmup_steps) == (3, 26, 26, 26)
+    recipe = runs.fit_minutes("mine", str(corpus), minutes=minutes, seed=3)
+    assert recipe.steps == 10 * every
+    assert (recipe.seed, recipe.eval_every, recipe.save_every) == (3, every, kept)
+    assert recipe.warmup_steps == min(100, every)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])

@@ -31,7 +31,8 @@ async def bounded(form: Form) -> Figures:
     except Exception as error:  # the next one runs, whatever this one met
         traceback.print_exc()
         figures = {"broken": [f"it ends: {type(error).__name__} {error}"]}
-    return {"date": time.strftime("%Y-%m-%d"), "wall_seconds": time.monotonic() - began, **figures}
+    when = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    return {**when, "wall_seconds": time.monotonic() - began, **figures}
 
 
 def main() -> int:
@@ -46,7 +47,6 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     path: Path | None = arguments.json
     results = json.loads(path.read_text()) if path is not None and path.exists() else {}
-    results["machine"] = machine()
     broken = False
     for name in arguments.names or forms:
         results[name] = asyncio.run(bounded(forms[name]))

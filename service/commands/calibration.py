@@ -13,10 +13,12 @@ from service.commands.terminal import fail, one_line, require
 def calibrate(
     model: Annotated[str, typer.Argument(help="Name of the checkpoint.")],
     corpus: Annotated[str | None, typer.Option(help="Corpus; default: the one that it was trained on.")] = None,
-    window: Annotated[int, typer.Option(min=1, max=2**20, help="Tokens in which matches are looked for.")] = 4096,
-    shortest: Annotated[int, typer.Option(min=1, max=32, help="Tokens that must agree.")] = 2,
-    longest: Annotated[int, typer.Option(min=1, max=64, help="Tokens from which on matches are alike.")] = 20,
-    most: Annotated[int, typer.Option(min=1, max=64, help="Matches that count, the newest first.")] = 8,
+    window: Annotated[
+        int | None, typer.Option(min=1, max=2**20, help="Tokens in which matches are looked for; 4096.")
+    ] = None,
+    shortest: Annotated[int | None, typer.Option(min=1, max=32, help="Tokens that must agree; 2.")] = None,
+    longest: Annotated[int | None, typer.Option(min=1, max=64, help="Tokens from which matches are alike; 20.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, max=64, help="Matches that count, the newest first; 8.")] = None,
     checkpoints: Annotated[Path, typer.Option(envvar="AFT_CHECKPOINTS", help="Folder of model folders.")] = Path(
         "checkpoints"
     ),
@@ -27,16 +29,17 @@ def calibrate(
     from model.match import Match
     from model.runs import calibrate as run
 
-    if longest < shortest:
-        raise fail(f"--longest {longest} is less than --shortest {shortest}")
+    given = {"window": window, "shortest": shortest, "longest": longest, "most": most}
     with one_line():
-        found = run(checkpoints / model, corpus, Match.unfitted(window, shortest, longest, most))
+        shape = Match.unfitted(**{name: value for name, value in given.items() if value is not None})
+        found = run(checkpoints / model, corpus, shape if set(given.values()) != {None} else None)
     typer.echo(f"validation split {found.before:.4f} -> {found.bits:.4f} bits; logits times {found.factor:.3f}")
     if is_at_limit(found.factor):
         typer.echo(f"a better factor may lie beyond: aft calibrate {model} once more goes on from here")
     if found.match is not None:
         masses = ", ".join(f"{mass:.2f}" for mass in found.match.masses)
-        typer.echo(f"masses of matches of {shortest} to {longest} tokens: {masses}")
+        last = found.match.shortest + len(found.match.masses) - 1
+        typer.echo(f"masses of matches of {found.match.shortest} to {last} tokens: {masses}")
 
 
 def average(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,15 @@ from model.network import Network
 from model.runtime.choice import open_runtime
 from model.weights import load
 
+DEPTHS = [100, 1_000, 10_000, 100_000]  # characters of preceding text
+COLUMNS, WEBP_MOST = 16, 16_383  # of the sheet of all pictures; pixels of a WebP's side
+
 
 def run(
     folder: Path,
     corpus: str | None,
     stride: int | None,
-    depths: list[int],
+    depths: list[int] | None,
     max_chars: int | None,
     json_file: Path | None,
     plot: Path | None,
@@ -35,11 +39,16 @@ def run(
     """Evaluate a checkpoint on the test split of a corpus; ``match``: with its match model, where it has one.
 
     Windows restart the network only: matches are looked for in all that stands before, as a stream at any depth does.
+    ``depths`` are DEPTHS where none are given. ValueError for what says nothing to an image model.
     """
     checkpoint = Checkpoint(folder)
     if checkpoint.config.kind == "image":
+        given = {"--stride": stride, "--depths": depths, "--max-chars": max_chars, "--plot": plot}
+        if idle := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{checkpoint.name} is a model of images: {idle[0]} says nothing to it")
         _run_images(checkpoint, load(checkpoint).freeze(), corpus, json_file)
         return
+    depths = DEPTHS if depths is None else depths
     length = checkpoint.length
     stride = stride or max(1, length // 2)
     source, ids, start, characters = _test_split(checkpoint, corpus, max_chars)
@@ -103,7 +112,7 @@ def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, js
     known = prompts(held_out, codec)
     nameless, anything = known.copy(), known.copy()
     nameless[:, 1:], anything[:] = codec.spell(""), codec.prompt()
-    sheet = pixels.sheet(list(held_out.images), columns=16, gap=0)
+    sheet = _sheet(held_out.images)
     result = {
         **_made_by(checkpoint),
         "corpus": source,
@@ -120,6 +129,14 @@ def _run_images(checkpoint: Checkpoint, network: Network, corpus: str | None, js
     Console().print(result)
     if json_file:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _sheet(images: pixels.Pixels) -> pixels.Pixels:
+    """All pictures (N, H, W, 3) as one: in 16 columns, or in as many as rows where that were too high for WebP."""
+    columns = COLUMNS
+    if -(-len(images) // columns) * images.shape[1] > WEBP_MOST:
+        columns = math.isqrt(len(images) - 1) + 1
+    return pixels.sheet(list(images), columns=columns, gap=0)
 
 
 def _made_by(checkpoint: Checkpoint) -> dict[str, Any]:

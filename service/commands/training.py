@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import curve
-from model.match import Match
 from model.recipe import Recipe, make
 from model.runs import calibrate, fit_minutes
 from model.runs import train as run_recipe
@@ -69,7 +68,7 @@ def run(
         run_recipe(recipe, folder, target, report, after_step)
     if calibrated and not quiet:
         try:
-            found = calibrate(target, None, Match.unfitted())
+            found = calibrate(target, None)
             console.print(f"calibrated: validation {found.before:.3f} -> {found.bits:.3f} bits each")
         except ValueError as error:
             console.print(f"not calibrated: {error}")
