@@ -1,6 +1,6 @@
 """Draw what `aft bench decode --json` measured against what the machine allows: a point for each number of streams.
 
-    python benchmarks/roofline.py benchmarks/results/decode.json docs/pictures/roofline.png
+    python benchmarks/roofline.py benchmarks/results/decode_peers.json docs/pictures/roofline.png
 
 The horizontal axis is arithmetic per byte read: weights are read once a step however many streams share them, states
 once a stream. The roof is the machine's two limits: bandwidth times that intensity, and its rate of products.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from model.runtime.choice import Wanted, open_runtime
 from model.sampling import SamplingParams
 
 PROBE = 0  # the slot that looks ahead for others
+HASH_BYTES = 32
 
 
 class Text:
@@ -42,7 +44,11 @@ class Text:
 
 
 class Stream:
-    """One text that grows. What was written or given last is consumed with the next call, so a state never waits."""
+    """One text that grows.
+
+    Its last token is consumed with the next draw or what is fed next, so that no step is made for nothing; all that was
+    fed before it by the next call, whichever that is.
+    """
 
     def __init__(self, model: Text, slot: int, state: bytes | None) -> None:
         self._model, self._place = model, slot
@@ -98,8 +104,15 @@ class Stream:
         self._ends = None if done.stopped is Stop.ACCEPT else ends
         return done.drawn
 
+    def _settle(self) -> None:
+        """Consume what is known but for the last token: once, however often one looks ahead from there."""
+        if len(self._pending) > 1:
+            self._model.runtime.run([Job(self._slot, self._pending[:-1])])
+            self._pending = self._pending[-1:]
+
     def logits(self) -> NDArray[np.float32]:
         """Of the next token (V,); the stream stays where it is."""
+        self._settle()
         self._model.runtime.copy(self._slot, [PROBE])
         (done,) = self._model.runtime.run([Job(PROBE, self._pending, logits="last")])
         assert done.logits is not None
@@ -110,19 +123,25 @@ class Stream:
         targets = self._model.tokenizer.encode(text)
         if not targets:
             return []
+        self._settle()
         self._model.runtime.copy(self._slot, [PROBE])
-        before = self._pending[:-1]
-        jobs = [Job(PROBE, before)] if before else []
-        jobs.append(Job(PROBE, [self._pending[-1], *targets[:-1]], targets))
-        return [self._model.runtime.run([job])[0] for job in jobs][-1].target_logprobs
+        (done,) = self._model.runtime.run([Job(PROBE, [*self._pending, *targets[:-1]], targets)])
+        return done.target_logprobs
 
     def export(self) -> bytes:
-        """The stream as bytes: go on from them in any process that has the same model."""
+        """The stream as bytes: go on from them in any process that has the same model.
+
+        The length of the head, the head (the last token, what a stop that has begun belongs to), the runtime's state,
+        sha256 of all of it.
+        """
+        self._settle()
         head = json.dumps([self._pending, self._ends], separators=(",", ":")).encode()
-        return struct.pack("<I", len(head)) + head + self._model.runtime.export(self._slot)
+        content = struct.pack("<I", len(head)) + head + self._model.runtime.export(self._slot)
+        return content + hashlib.sha256(content).digest()
 
     def fork(self) -> Stream:
         """Another stream with the same past. RuntimeError where no place is free."""
+        self._settle()
         slot, other = self._slot, self._model.stream()
         self._model.runtime.copy(slot, [other._slot])
         other._pending, other._ends = list(self._pending), self._ends
@@ -135,17 +154,20 @@ class Stream:
             self._place = PROBE
 
     def _restore(self, state: bytes) -> None:
+        content, digest = state[:-HASH_BYTES], state[-HASH_BYTES:]
         try:
-            (size,) = struct.unpack_from("<I", state)
-            pending, ends = json.loads(state[4 : 4 + size])
+            (size,) = struct.unpack_from("<I", content)
+            pending, ends = json.loads(content[4 : 4 + size])
         except (struct.error, ValueError, TypeError, RecursionError) as error:
             raise StateError("these bytes are no exported stream") from error
+        if hashlib.sha256(content).digest() != digest:
+            raise StateError("the stream is damaged: its hash differs")
         known = range(self._model.runtime.vocab_size)
         if not isinstance(pending, list) or not pending or not all(type(t) is int and t in known for t in pending):
             raise StateError("the stream's last tokens are none of this model's")
         if ends is not None and not isinstance(ends, list):
             raise StateError("these bytes are no exported stream")
-        self._model.runtime.restore(self._slot, state[4 + size :])
+        self._model.runtime.restore(self._slot, content[4 + size :])
         self._pending, self._ends = pending, ends
 
 

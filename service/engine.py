@@ -21,7 +21,8 @@ from model.sampling import likeliest
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import MAX_PENDING, Burst, Generation, Outcome
-from service.scheduler import KeyQueueFullError, QueueFullError, Scheduler, Work
+from service.scheduler import Scheduler, Work
+from service.slots import KeyQueueFullError, QueueFullError
 
 log = logging.getLogger("aft.engine")
 
@@ -62,23 +63,24 @@ class Engine:
             self._describe(model)
         self._thread.start()
 
-    def submit(self, *generations: Generation, force: bool = False) -> None:
-        """Queue generations of one model, from the event loop. ApiError, and none is queued, where it is full.
+    def submit(self, *generations: Generation, some: bool = False, force: bool = False) -> int:
+        """Queue generations of one model, from the event loop, or ``some`` of them; returns how many, the first ones.
 
-        ``force`` is for the rest of a request that was admitted before.
+        ApiError, and none is queued, where it is full. ``force`` is for the rest of a request that was admitted before.
         """
-        model = generations[0].model
+        model, wanted = generations[0].model, 1 if some else len(generations)
         scheduler = self.served[model].scheduler
         # counted here and not in the engine's thread: the answer must not wait for a step
         with scheduler.lock:
             try:
-                scheduler.add(*generations, force=force)
+                count = scheduler.add(*generations, some=some, force=force)
             except KeyQueueFullError:
                 self._metrics.rejections.labels(model, "key_queue_full").inc()
-                raise errors.key_queue_full(scheduler.max_queue_per_key, self._retry_after(scheduler)) from None
+                raise errors.key_queue_full(scheduler.max_queue_per_key, self._retry_after(scheduler), wanted) from None
             except QueueFullError:
-                self._refuse(scheduler, model, len(generations))
+                self._refuse(scheduler, model, wanted)
         self._wake.set()
+        return count
 
     def check_room(self, model: str) -> None:
         """ApiError where nothing more can wait: before a request costs more than its reading."""
@@ -158,8 +160,8 @@ class Engine:
 
     def _step(self, model: Served) -> bool:
         """Schedule, run, deliver. Returns whether there was work."""
-        now = time.perf_counter()
         with model.scheduler.lock:
+            now = time.perf_counter()  # under the lock: who waits already came before
             self._sweep(model, now)
             work = model.scheduler.schedule(now)
         # apart, so that a first token does not wait for the others' bursts, and it is known what each costs

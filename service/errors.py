@@ -87,9 +87,12 @@ def rate_limited(seconds: float) -> ApiError:
     return _too_many(f"too many requests; the next is taken in about {math.ceil(seconds)} s", seconds)
 
 
-def key_queue_full(limit: int, seconds: int) -> ApiError:
-    """429: one key's places in the queue are taken; another key may have some."""
-    return _too_many(f"all {limit} places in the queue that one key may hold are taken", seconds)
+def key_queue_full(limit: int, seconds: int, count: int = 1) -> ApiError:
+    """429: one key's places in the queue are taken, or too few for so many choices; another key may have some."""
+    message = f"all {limit} places in the queue that one key may hold are taken"
+    if count > 1:
+        message = f"the queue, where one key may hold {limit} places, has no room for {count} choices of this key now"
+    return _too_many(message, seconds)
 
 
 def _too_many(message: str, seconds: float) -> ApiError:
@@ -174,7 +177,8 @@ def queue_timeout(deadline: float, seconds: int) -> ApiError:
 def deadline_exceeded(deadline: float) -> ApiError:
     """504: the deadline passed while the request ran. It would pass again, so clients must not retry."""
     message = f"the request was not complete within the deadline of {deadline:g} s"
-    return ApiError(504, "timeout_error", "deadline_exceeded", message, headers={"x-should-retry": "false"})
+    headers = {"x-should-retry": "false", "Connection": "close"}  # what is left of the body is not read
+    return ApiError(504, "timeout_error", "deadline_exceeded", message, headers=headers)
 
 
 def internal() -> ApiError:

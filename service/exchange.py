@@ -29,7 +29,7 @@ class Exchange:
         request: Request,
         at_once: int | None = None,
     ) -> None:
-        """Submit the generations, all of one model; ``at_once``: the rest follow as others end.
+        """Submit the generations, all of one model; ``at_once``: so many at most, the rest follow as others end.
 
         ApiError where there is no place for them.
         """
@@ -45,14 +45,15 @@ class Exchange:
             generation.key = getattr(request.state, "key", "")
             generation.arrived = request.state.began  # what its body took to come and to be read is part of its time
             generation.deadline = generation.arrived + deadline if deadline else None
-        self._later = deque(generations[at_once:]) if at_once else deque[Generation]()
         self._submitted = time.perf_counter()
         if deadline and self._submitted > request.state.began + deadline:
             # the body came slowly: nobody waited for a slot
             self.outcome = Outcome.TIMEOUT
             self.finish()
             raise errors.deadline_exceeded(deadline)
-        self._engine.submit(*generations[:at_once])
+        # a scoring needs no more than one place: its prompts are computed in turn
+        scored = generations[0].max_tokens == 0
+        self._later = deque(generations[self._engine.submit(*generations[:at_once], some=scored) :])
 
     async def bursts(self) -> AsyncGenerator[tuple[Generation, Burst]]:
         """What the engine gives, until all generations have ended.
@@ -89,7 +90,7 @@ class Exchange:
             raise errors.internal()
         if outcome is Outcome.TIMEOUT:
             seconds = self._service.settings.deadline_seconds
-            if generation.admitted is None:
+            if all(other.admitted is None for other in self.generations):
                 raise errors.queue_timeout(seconds, self._engine.retry_after(generation.model))
             raise errors.deadline_exceeded(seconds)
 
@@ -151,9 +152,10 @@ class Exchange:
             len(self.generations),
         )
         # who left or was too late before a slot was free has waited, too
-        metrics.queue_seconds.labels(model, endpoint).observe((now if admitted is None else admitted) - self._submitted)
+        waited = (now if admitted is None else admitted) - self._submitted
+        metrics.queue_seconds.labels(model, endpoint).observe(waited)
         if admitted is not None:
-            ended.queue_seconds = admitted - self._submitted
+            ended.queue_seconds = waited
             if begun is not None:
                 ended.first_token_seconds = begun - first.arrived
                 metrics.prefill_seconds.labels(model, endpoint).observe(begun - admitted)

@@ -122,6 +122,8 @@ def _outcome(status: int | None, complete: bool, ended: Ended | None) -> Outcome
         return ended.outcome
     if not complete:
         return Outcome.CANCELLED
+    if status == 504:  # the deadline passed before the body was there
+        return Outcome.TIMEOUT
     return Outcome.STOP if status < 400 else Outcome.ERROR if status == 500 else Outcome.REJECTED
 
 

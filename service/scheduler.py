@@ -1,4 +1,4 @@
-"""Who runs in the next step, and with what: slots, a bounded queue, chunks of prompts, bursts. No torch.
+"""What the next step computes, and of whom: chunks of prompts, bursts. Who holds slots: service/slots.py. No torch.
 
 There are no phases. A generation knows more tokens than the runtime has computed, and a step closes the gap: a
 chunk of a prompt, or a burst of new tokens, side by side. The engine's thread and the event loop share a scheduler
@@ -7,16 +7,13 @@ under its lock.
 
 from __future__ import annotations
 
-import heapq
 import math
-import threading
-from collections import Counter, deque
-from collections.abc import Sequence
 from typing import Literal
 
 from model.runtime.base import Draw, Guide, Job, Runtime
 from service.request import Generation
 from service.siblings import share
+from service.slots import Slots
 
 PREFILL_CHUNK = 512  # tokens of one prompt in a step, at most
 PREFILL_BUDGET = 2048  # tokens of all prompts in a step, at most
@@ -33,16 +30,8 @@ SMOOTHING = 0.2  # weight of the newest measurement
 Work = list[tuple[Generation, Job]]
 
 
-class QueueFullError(Exception):
-    """No place left to wait."""
-
-
-class KeyQueueFullError(QueueFullError):
-    """This key has no place left; another may."""
-
-
-class Scheduler:
-    """The slots of one runtime and who waits for them."""
+class Scheduler(Slots):
+    """What the next step of one runtime computes, of those who hold its slots."""
 
     def __init__(
         self,
@@ -52,102 +41,18 @@ class Scheduler:
         max_per_key: int = 0,
         max_queue_per_key: int = 0,
     ) -> None:
-        self.runtime, self.max_queue, self.burst_seconds = runtime, max_queue, burst_seconds
-        self.max_per_key = max_per_key  # slots that one key may hold; 0: any number
-        self.max_queue_per_key = max_queue_per_key  # places in the queue that one key may hold; 0: any number
-        self.lock = threading.Lock()  # held to change what follows, never while the runtime runs
-        self.waiting: deque[Generation] = deque()
-        self.running: list[Generation] = []
-        self.free = list(range(runtime.num_slots))  # a heap: the lowest slots first, so that few tiles are in use
+        super().__init__(runtime, max_queue, max_per_key, max_queue_per_key)
+        self.burst_seconds = burst_seconds
         self.time_share = 1.0  # of the time: models take turns, so each has its part of ``burst_seconds``
         self._costs: dict[int, float] = {}  # seconds of a decode step by the bits of its number of streams, smoothed
         self.seconds_per_token = 0.0  # of a decode step of those who write now
         self.prefill_seconds = 0.0  # of one token of a prompt, smoothed
         self._passed = 0  # tokens of prompts in steps that writers passed by
 
-    def room(self, key: str, num_slots: int = 1) -> int:
-        """Generations of a key, of so many slots each, that can run and wait where there are no others."""
-        slots = self.runtime.num_slots
-        most = self.max_queue + slots // num_slots
-        if not key or not self.max_queue_per_key:
-            return most
-        held = max(num_slots, min(slots, self.max_per_key or slots))  # who needs two has them where one is the limit
-        return min(most, self.max_queue_per_key + held // num_slots)
-
     @property
     def busy(self) -> bool:
         """Whether there is work for a step; readers that lag make none."""
         return bool(self.waiting) or any(not generation.paused for generation in self.running)
-
-    def add(self, *generations: Generation, force: bool = False) -> None:
-        """Queue all of them, of one key. QueueFullError, and none is queued, where slots and places are too few.
-
-        ``force`` is for the rest of a request that was admitted before.
-        """
-        if not force:
-            if _left_over([*self.waiting, *generations], len(self.free)) > self.max_queue:
-                raise QueueFullError
-            key = generations[0].key
-            if key and self.max_queue_per_key:
-                own = [generation for generation in self.waiting if generation.key == key]
-                free = self._left_to(key, generations[0].num_slots)
-                if _left_over([*own, *generations], free) > self.max_queue_per_key:
-                    raise KeyQueueFullError
-        self.waiting.extend(generations)
-
-    def _left_to(self, key: str, num_slots: int) -> int:
-        """Free slots that a key may take for generations of so many."""
-        if not self.max_per_key:
-            return len(self.free)
-        held = sum(generation.num_slots for generation in self.running if generation.key == key)
-        most = self.max_per_key if held else max(self.max_per_key, num_slots)
-        return min(len(self.free), max(0, most - held))
-
-    def admit(self, now: float) -> None:
-        """Give free slots to those who wait longest; who holds enough already is passed over."""
-        held: Counter[str] | None = None
-        if self.max_per_key:
-            held = Counter()
-            for generation in self.running:
-                held[generation.key] += generation.num_slots
-        passed: list[Generation] = []
-        try:
-            while self.waiting and self.free:
-                generation = self.waiting.popleft()
-                if held is not None and generation.key and self._holds_enough(held[generation.key], generation):
-                    passed.append(generation)
-                    continue
-                if len(self.free) < generation.num_slots:  # nobody overtakes it
-                    self.waiting.appendleft(generation)
-                    break
-                if held is not None:
-                    held[generation.key] += generation.num_slots
-                self.running.append(generation)  # first: who runs is told where something breaks
-                generation.slot = self._take()
-                if generation.guide is not None:
-                    generation.guide_slot = self._take()
-                generation.admitted = now
-        finally:
-            self.waiting.extendleft(reversed(passed))
-
-    def _holds_enough(self, held: int, generation: Generation) -> bool:
-        """Whether a key may have no more slots. A drawing that needs two has them where one is the limit, too."""
-        return held > 0 and held + generation.num_slots > self.max_per_key
-
-    def _take(self) -> int:
-        self.runtime.reset(self.free[0])
-        return heapq.heappop(self.free)
-
-    def remove(self, generation: Generation) -> None:
-        """Take a generation out, wherever it is; its slots are free."""
-        if generation in self.running:
-            self.running.remove(generation)
-            for slot in (generation.slot, generation.guide_slot):
-                if slot is not None:
-                    heapq.heappush(self.free, slot)
-            generation.slot = generation.guide_slot = None
-        elif generation in self.waiting:
-            self.waiting.remove(generation)
 
     def _burst(self, prefill: int, part: float, now: float = 0.0, *, more: bool = True) -> int:
         """Tokens that a stream draws in a step beside so many tokens of prompts.
@@ -285,15 +190,6 @@ class Scheduler:
             guide = Guide(generation.guide_slot, read, generation.guidance)
         draw = Draw(generation.params, max_new, generation.automaton, generation.top, guide)
         return Job(generation.slot, tokens, targets, logits, draw)
-
-
-def _left_over(generations: Sequence[Generation], free: int) -> int:
-    """How many find no slot, in their order: nobody overtakes."""
-    for place, generation in enumerate(generations):
-        if generation.num_slots > free:
-            return len(generations) - place
-        free -= generation.num_slots
-    return 0
 
 
 def _smooth(before: float, now: float) -> float:

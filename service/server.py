@@ -37,7 +37,36 @@ SEND_BUFFER_BYTES = 128 << 10  # the kernel's own grows to megabytes, and tells 
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, whose answer to what is no HTTP is text."""
+    """uvicorn's, whose answer to what is no HTTP is text, and which waits for ever for the first or half a head."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A head has so long to come as a reader may stall; what comes after it has bounds of its own."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head, or of a body."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._late is None:
+            self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        service: Service = self.config.app.state.service  # type: ignore[union-attr]
+        self._late = self.loop.call_later(service.settings.stalled_reader_seconds, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
     def send_400_response(self, msg: str) -> None:
         """The one shape of all errors; counted and logged like any request."""

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]  # 30 years: loops and sockets know no infinity
 
 
 class Settings(BaseSettings):
@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     max_queue: Annotated[int, Field(ge=0)] = Field(256, description="choices that may wait for a slot, per model")
     max_choices: Positive = Field(128, description="choices of a request: prompts x the larger of n and best_of")
     max_scored_prompts: Positive = Field(1024, description="prompts of a request that only scores (`max_tokens: 0`)")
-    deadline_seconds: Annotated[float, Field(ge=0)] = Field(
+    deadline_seconds: Annotated[float, Field(ge=0, le=1e9)] = Field(
         0, description="time that a request has from its head on, body and waiting included; 0: no deadline"
     )
     max_tokens: Positive = Field(1_000_000, description="largest `max_tokens` of a request")
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: Seconds = Field(10, description="silence after which a stream gets a heartbeat")
     stalled_reader_seconds: Seconds = Field(
         60,
-        description="a client that accepts nothing of a stream, or sends nothing of its body, for so long is cut off",
+        description="who takes nothing of a stream, sends nothing of a body, or no whole head, for so long is cut off",
     )
     drain_seconds: Seconds = Field(30, description="time that running streams have to finish after SIGTERM")
     keep_alive_seconds: Positive = Field(75, description="idle time of a kept connection")

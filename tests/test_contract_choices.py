@@ -635,15 +635,18 @@ def test_the_time_of_an_upload_counts() -> None:
         time.sleep(2)
         yield body[9:]
 
+    headers = {"content-type": "application/json"}
     with serve_app(fake_loader(FakeRuntime(1)), deadline_seconds=1) as client:
-        headers = {"content-type": "application/json"}
         late = client.http.post("/v1/completions", content=slowly(), headers=headers)
         assert_error(late, 504, "timeout_error", "deadline_exceeded")  # slots were free
         assert late.headers["x-should-retry"] == "false"
         assert client.metric("aft_requests_total", outcome="timeout") == 1
-        assert client.metric("aft_request_duration_seconds_sum", endpoint="completions") > 1
-        assert client.metric("aft_request_queue_seconds_sum", endpoint="completions") < 1
         assert client.post(BASE).status_code == 200
+    with serve_app(fake_loader(FakeRuntime(1)), deadline_seconds=30) as client:
+        assert client.http.post("/v1/completions", content=slowly(), headers=headers).status_code == 200
+        assert client.metric("aft_request_duration_seconds_sum", endpoint="completions") > 1
+        assert client.metric("aft_time_to_first_token_seconds_sum") > 1
+        assert client.metric("aft_request_queue_seconds_sum", endpoint="completions") < 1
 
 
 def test_a_client_that_leaves_or_stops_in_its_upload() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import model
 from model.checkpoint import CheckpointError
-from model.runtime.base import Job, StateError
+from model.runtime.base import Done, Job, StateError
 from model.runtime.choice import open_runtime
 from model.sampling import NothingToDrawError, SamplingParams, log_softmax
 
@@ -156,12 +157,50 @@ def test_places(loaded: model.Text) -> None:
 @pytest.mark.parametrize(
     "damage", [b"", b"\xff\xff\xff\xff", b"\x02\0\0\0[]", b"\x0c\0\0\0[[999], null]", b"\x0a\0\0\0[[1],null]rest"]
 )
-def test_damaged_states(loaded: model.Text, damage: bytes) -> None:
-    """Refused by name, and no place is lost."""
+@pytest.mark.parametrize("signed", [False, True])
+def test_damaged_states(loaded: model.Text, damage: bytes, *, signed: bool) -> None:
+    """Refused by name, and no place is lost; so is what has a hash and is no stream of this model."""
     free = len(loaded.free)
     with pytest.raises(StateError):
-        loaded.stream(damage)
+        loaded.stream(damage + hashlib.sha256(damage).digest() if signed else damage)
     assert len(loaded.free) == free
+
+
+def test_a_flipped_bit_anywhere_is_damage(loaded: model.Text, stream: model.Stream) -> None:
+    """In the head as in the numbers: another stop or another last token would be another text."""
+    stream.write(3, params=GREEDY, stop=["#"])
+    state = bytearray(stream.export())
+    head = int.from_bytes(state[:4], "little")
+    for place in [*range(4 + head), *range(4 + head, len(state), 997), len(state) - 1]:
+        state[place] ^= 1
+        with pytest.raises(StateError):
+            loaded.stream(bytes(state))
+        state[place] ^= 1
+    later = loaded.stream(bytes(state))
+    assert later.write(5, params=GREEDY, stop=["#"]) == stream.write(5, params=GREEDY, stop=["#"])
+    later.close()
+
+
+def test_what_is_fed_is_read_once(loaded: model.Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often one looks ahead, forks or exports after it; a state is no larger for it."""
+    stream, read = loaded.stream(), list[int]()
+    empty = len(stream.export())
+    run = loaded.runtime.run
+
+    def counted(jobs: list[Job]) -> list[Done]:
+        read.extend(len(job.tokens) for job in jobs)
+        return run(jobs)
+
+    monkeypatch.setattr(loaded.runtime, "run", counted)
+    stream.feed("Speak, " * 10)
+    for _ in range(3):
+        stream.logits()
+        stream.logprobs("all")
+    stream.fork().close()
+    assert len(stream.export()) < empty + 16  # numbers of more digits
+    assert sum(read) == 70 + 3 * (1 + 3)
+    assert stream.position == 71
+    stream.close()
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

@@ -20,10 +20,9 @@ from service.scheduler import (
     PART_IF_SOON,
     PREFILL_BUDGET,
     PREFILL_CHUNK,
-    KeyQueueFullError,
-    QueueFullError,
     Scheduler,
 )
+from service.slots import KeyQueueFullError, QueueFullError
 
 TOKENIZER = Bytes()
 NO_STOPS = stops(TOKENIZER.token_bytes, [], TOKENIZER.end, ignore_end=True)

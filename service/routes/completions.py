@@ -26,7 +26,7 @@ async def completions(request: Request) -> Response:
     """Generate text, or score it."""
     service: Service = request.app.state.service
     settings = service.settings
-    raw = await read_body(request, settings.max_body_bytes, settings.stalled_reader_seconds)
+    raw = await read_body(request, settings.max_body_bytes, settings)
     # a large body, a long prompt or an automaton of stops takes more time than the loop has; a thread takes some, too
     small = len(raw) <= SMALL_BYTES
     body = parse(raw, CompletionRequest) if small else await asyncio.to_thread(parse, raw, CompletionRequest)

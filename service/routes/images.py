@@ -44,7 +44,7 @@ async def generations(request: Request) -> Response:
     """Draw images."""
     service: Service = request.app.state.service
     settings = service.settings
-    raw = await read_body(request, settings.max_body_bytes, settings.stalled_reader_seconds)
+    raw = await read_body(request, settings.max_body_bytes, settings)
     body = await asyncio.to_thread(parse, raw, ImageRequest)
     model, codec = service.image_model(request, body.model)
     return await _draw(service, request, model, codec, body, [], "images_generations")
@@ -55,7 +55,7 @@ async def edits(request: Request) -> Response:
     """Draw the rest of an image: what the mask leaves out must be all that comes after some pixel."""
     service: Service = request.app.state.service
     settings = service.settings
-    form = await read_form(request, settings.max_upload_bytes, settings.stalled_reader_seconds)
+    form = await read_form(request, settings.max_upload_bytes, settings)
     body = parse_strings(form.fields, ImageRequest)
     model, codec = service.image_model(request, body.model)
     known = await asyncio.to_thread(_known_values, form, codec)
@@ -67,7 +67,7 @@ async def score(request: Request) -> Response:
     """Bits per dimension that the model needs for an image; for each sub-pixel and as a heat map where asked for."""
     service: Service = request.app.state.service
     settings = service.settings
-    form = await read_form(request, settings.max_upload_bytes, settings.stalled_reader_seconds)
+    form = await read_form(request, settings.max_upload_bytes, settings)
     body = parse_strings(form.fields, ScoreRequest)
     model, codec = service.image_model(request, body.model)
     values = codec.encode(np.asarray(over_white(await asyncio.to_thread(_upload, form, "image", codec, {"image"}))))

@@ -96,7 +96,7 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Tokenize
 async def _body(request: Request, schema: type[Schema]) -> Schema:
     service: Service = request.app.state.service
     settings = service.settings
-    raw = await read_body(request, settings.max_body_bytes, settings.stalled_reader_seconds)
+    raw = await read_body(request, settings.max_body_bytes, settings)
     return await asyncio.to_thread(parse, raw, schema)
 
 

@@ -24,6 +24,8 @@ def _stops(value: object) -> object:
         raise ValueError("must be a string or a list of strings, none of them empty")
     if len(stops) > MAX_STOPS:
         raise ValueError(f"at most {MAX_STOPS} strings, {len(stops)} are given")
+    if any("\ufffd" in stop for stop in stops):
+        raise ValueError("U+FFFD stands for bytes that are no text, so none can be waited for by it")
     size = sum(len(utf8(stop)) for stop in stops)
     if size > MAX_STOP_BYTES:
         raise ValueError(f"at most {MAX_STOP_BYTES} bytes in all, {size} are given")

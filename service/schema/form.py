@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from service.errors import clip, invalid
 from service.schema.parse import read_body
+from service.settings import Settings
 
 MAX_FIELDS = 64
 MAX_FILES = 4
@@ -45,9 +46,9 @@ class _Parser(MultiPartParser):
         self.complete = True
 
 
-async def read_form(request: Request, limit: int, seconds: float) -> Form:
+async def read_form(request: Request, limit: int, settings: Settings) -> Form:
     """A form of at most ``limit`` bytes. ApiError as ``read_body``, and for what is no form."""
-    body = await read_body(request, limit, seconds, "multipart/form-data")
+    body = await read_body(request, limit, settings, "multipart/form-data")
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
         # the parser would take any codec of Python's, and some need a minute for a megabyte

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import ApiError, body_timeout, client_left, clip, invalid, too_large
+from service.errors import ApiError, body_timeout, client_left, clip, deadline_exceeded, invalid, too_large
+from service.settings import Settings
 
 Schema = TypeVar("Schema", bound=BaseModel)
 MAX_FIELDS = 2048  # of an object: no schema has more, and each unknown one costs the validation a kilobyte
 
 
-async def read_body(request: Request, limit: int, seconds: float, media_type: str = "application/json") -> bytes:
+async def read_body(request: Request, limit: int, settings: Settings, media_type: str = "application/json") -> bytes:
     """The body, checked before it is parsed.
 
-    ApiError for another media type, an encoding, too many bytes, a client that sends nothing for so many ``seconds``.
+    ApiError for another media type, an encoding, more than ``limit`` bytes, a client that sends nothing for
+    ``stalled_reader_seconds``, or is not done by the request's deadline.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != media_type:
@@ -30,9 +34,11 @@ async def read_body(request: Request, limit: int, seconds: float, media_type: st
     if length.isdecimal() and (len(length) > 18 or int(length) > limit):
         raise too_large(limit)
     body, parts = bytearray(), request.stream()
+    stalled, deadline = settings.stalled_reader_seconds, settings.deadline_seconds
+    ends = request.state.began + deadline if deadline else math.inf
     try:
         while True:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(stalled, ends - time.perf_counter())):
                 part = await anext(parts, None)
             if part is None:
                 return bytes(body)
@@ -42,7 +48,9 @@ async def read_body(request: Request, limit: int, seconds: float, media_type: st
     except ClientDisconnect:
         raise client_left() from None
     except TimeoutError:
-        raise body_timeout(seconds) from None
+        if time.perf_counter() >= ends:
+            raise deadline_exceeded(deadline) from None
+        raise body_timeout(stalled) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
