@@ -21,7 +21,8 @@ from model.tokenizer import Bytes, Tokenizer
 Examples = tuple[Tensor, Tensor]  # inputs and targets (N, T) int64
 IGNORED = -100  # a target that is not learned and not scored (the default of torch's cross_entropy)
 PIECE = 1 << 20  # characters
-STRETCH, MOVE = 0.08, 0.5  # at most: natural logarithm; pixels of the reduced picture
+# Of both sides alike, and half as much of each alone, by natural logarithm; pixels of the reduced picture.
+STRETCH, MOVE = 0.08, 0.5
 MOVED_ASIDE = 0.25  # of the redrawn: others keep their middle, and so their symmetry
 HIDDEN_TOGETHER = 0.5  # of the pictures whose label is left out, those whose name is left out, too
 

@@ -46,8 +46,8 @@ class Text:
 class Stream:
     """One text that grows.
 
-    Its last token is consumed with the next draw or what is fed next, so that no step is made for nothing; all that was
-    fed before it by the next call, whichever that is.
+    Its last token is consumed with the next draw, so that no step is made for nothing; all that was fed before it once,
+    by the next ``write``, ``logits``, ``logprobs``, ``export`` or ``fork``.
     """
 
     def __init__(self, model: Text, slot: int, state: bytes | None) -> None:
@@ -161,7 +161,7 @@ class Stream:
         except (struct.error, ValueError, TypeError, RecursionError) as error:
             raise StateError("these bytes are no exported stream") from error
         if hashlib.sha256(content).digest() != digest:
-            raise StateError("the stream is damaged: its hash differs")
+            raise StateError("the stream is damaged, or of another version: its hash differs")
         known = range(self._model.runtime.vocab_size)
         if not isinstance(pending, list) or not pending or not all(type(t) is int and t in known for t in pending):
             raise StateError("the stream's last tokens are none of this model's")

@@ -1,4 +1,4 @@
-"""What a figure was measured on: every one that is kept names it."""
+"""What a figure was measured on, which every one that is kept names, and what that can do."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def device_name(device: str) -> str:
     import torch
 
     return str(torch.cuda.get_device_name(device))
+
+
+def has_bf16(device: str) -> bool:
+    """Whether a kind of torch's devices multiplies bf16 in hardware; elsewhere that costs time instead of saving it."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu":
+        return True
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 def facts() -> dict[str, object]:

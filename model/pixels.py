@@ -161,7 +161,7 @@ def fit(image: Image.Image, size: int) -> Pixels:
 def fit_loosely(image: Pixels, size: int, stretch: NDArray[np.float64], move: NDArray[np.float64]) -> Pixels:
     """As fit, a square picture drawn again ``stretch`` (x, y) times as large, its middle moved by ``move`` pixels.
 
-    Both at most an eighth of the picture; what comes into view is white.
+    At most as much as a quarter of the picture comes into view on each side; it is white.
     """
     side = len(image)
     margin = side // 4

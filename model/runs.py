@@ -43,7 +43,7 @@ from model.train import STATE, Report, Trainer
 
 SAMPLE_ROWS, SAMPLE_COLUMNS = 4, 16
 DETAIL = 4  # times the size of a picture: what it is drawn again from
-SAVE_SECONDS = 60  # what a run of so many minutes loses at most when it is interrupted
+SAVE_SECONDS = 60  # what a run of so many minutes loses when it is interrupted, or ten steps
 # Tokens or sub-pixels that a calibration reads: fewer say nothing of what a match is worth, the logits of more would
 # not fit into memory.
 LEAST_HELD_OUT, MOST_HELD_OUT = 200, 300_000
@@ -193,8 +193,9 @@ def fit_minutes(name: str, corpus: str, minutes: float, seed: int = 0) -> Recipe
         trainer.step()
     seconds = (time.perf_counter() - began) / 3
     # an eighth of the time goes to evaluations, saving and the start
-    every = max(10, int(minutes * 60 * 0.875 / seconds) // 10)
-    steps = max(20, 10 * every)
+    budget = int(minutes * 60 * 0.875 / seconds)
+    every = max(10, budget // 10)
+    steps = max(20, budget - budget % every)
     kept = min(every, max(10, int(SAVE_SECONDS / seconds)))
     changes = {"steps": steps, "warmup_steps": min(100, steps // 10), "eval_every": every, "save_every": kept}
     return recipe.model_copy(update=changes)

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from model import curve
 from model.batches import Material
+from model.machine import has_bf16
 from model.muon import Muon
 from model.network import Network
 from model.recipe import Recipe
@@ -66,17 +67,7 @@ def _averager(decay: float) -> Callable[[Any, Any, Any], None]:
 
 def wants_bf16(recipe: Recipe, device: torch.device) -> bool:
     """Whether a run takes its products in bf16: where its recipe says so, or leaves it to the hardware."""
-    return recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(device))
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; elsewhere autocast costs time instead of saving it."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return True
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    return recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(device.type))
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -213,6 +204,8 @@ class Trainer:
     def run(self, report: Report, after_step: Callable[[Trainer, float], None] | None = None) -> None:
         """To the end, from wherever the folder's state stands; saves and evaluates on the way."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.rows and self.rows[-1]["step"] == self.steps_done:
+            report(self.rows[-1])  # the run may have ended before anybody heard of it
         while not self.done:
             loss = self.step()
             if after_step:

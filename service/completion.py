@@ -100,7 +100,7 @@ def _automaton(body: CompletionRequest, model: Served, tokenizer: Tokenizer) -> 
 
 
 def at_once(model: Served, settings: Settings, key: str = "") -> int:
-    """Generations of one request that are submitted together; those of a longer scoring follow as others end."""
+    """Generations of one request that may wait or run together; those of a longer scoring follow as others end."""
     return min(settings.max_choices, model.scheduler.room(key))
 
 

@@ -21,7 +21,7 @@ from model.sampling import likeliest
 from service import errors
 from service.metrics import Metrics, position_range
 from service.request import MAX_PENDING, Burst, Generation, Outcome
-from service.scheduler import Scheduler, Work
+from service.scheduler import Scheduler, prompts_and_bursts
 from service.slots import KeyQueueFullError, QueueFullError
 
 log = logging.getLogger("aft.engine")
@@ -63,29 +63,35 @@ class Engine:
             self._describe(model)
         self._thread.start()
 
-    def submit(self, *generations: Generation, some: bool = False, force: bool = False) -> int:
-        """Queue generations of one model, from the event loop, or ``some`` of them; returns how many, the first ones.
+    def submit(self, *generations: Generation, force: bool = False) -> None:
+        """Queue generations of one model, from the event loop. ApiError, and none is queued, where it is full.
 
-        ApiError, and none is queued, where it is full. ``force`` is for the rest of a request that was admitted before.
+        ``force`` is for the rest of a request that was admitted before.
         """
-        model, wanted = generations[0].model, 1 if some else len(generations)
+        model, count = generations[0].model, len(generations)
         scheduler = self.served[model].scheduler
         # counted here and not in the engine's thread: the answer must not wait for a step
         with scheduler.lock:
             try:
-                count = scheduler.add(*generations, some=some, force=force)
+                scheduler.add(*generations, force=force)
             except KeyQueueFullError:
                 self._metrics.rejections.labels(model, "key_queue_full").inc()
-                raise errors.key_queue_full(scheduler.max_queue_per_key, self._retry_after(scheduler), wanted) from None
+                raise errors.key_queue_full(scheduler.max_queue_per_key, self._retry_after(scheduler), count) from None
             except QueueFullError:
-                self._refuse(scheduler, model, wanted)
+                self._refuse(scheduler, model, count)
+        self._wake.set()
+
+    def offer(self, *generations: Generation) -> int:
+        """Queue those of one model that find a place, the first ones; returns how many. From the event loop."""
+        with (scheduler := self.served[generations[0].model].scheduler).lock:
+            count = scheduler.offer(*generations)
         self._wake.set()
         return count
 
     def check_room(self, model: str) -> None:
-        """ApiError where nothing more can wait: before a request costs more than its reading."""
+        """ApiError where nothing more can wait, of whatever key: before a request costs more than its reading."""
         scheduler = self.served[model].scheduler
-        if len(scheduler.waiting) >= scheduler.max_queue + len(scheduler.free):
+        if not scheduler.max_per_key and len(scheduler.waiting) >= scheduler.max_queue + len(scheduler.free):
             with scheduler.lock:
                 self._refuse(scheduler, model, 1)
 
@@ -292,9 +298,3 @@ def _deliver_all(bursts: list[tuple[Generation, Burst]]) -> None:
     """On the event loop: one wake-up for a whole step."""
     for generation, burst in bursts:
         generation.deliver(burst)
-
-
-def prompts_and_bursts(work: Work) -> tuple[Work, Work]:
-    """A step's jobs by what they are for."""
-    prompts = [(generation, job) for generation, job in work if generation.num_computed < len(generation.prompt)]
-    return prompts, [(generation, job) for generation, job in work if generation.num_computed == len(generation.prompt)]

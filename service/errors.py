@@ -174,10 +174,13 @@ def queue_timeout(deadline: float, seconds: int) -> ApiError:
     return _unavailable("overloaded_error", "queue_timeout", message, seconds, close=False)
 
 
-def deadline_exceeded(deadline: float) -> ApiError:
-    """504: the deadline passed while the request ran. It would pass again, so clients must not retry."""
+def deadline_exceeded(deadline: float, *, close: bool = False) -> ApiError:
+    """504: the deadline passed while the request ran. It would pass again, so clients must not retry.
+
+    ``close`` where not all of its body was read.
+    """
     message = f"the request was not complete within the deadline of {deadline:g} s"
-    headers = {"x-should-retry": "false", "Connection": "close"}  # what is left of the body is not read
+    headers = {"x-should-retry": "false", **({"Connection": "close"} if close else {})}
     return ApiError(504, "timeout_error", "deadline_exceeded", message, headers=headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -29,9 +30,9 @@ class Exchange:
         request: Request,
         at_once: int | None = None,
     ) -> None:
-        """Submit the generations, all of one model; ``at_once``: so many at most, the rest follow as others end.
+        """Submit the generations, all of one model; ``at_once``: up to so many, as there is room, the rest follows.
 
-        ApiError where there is no place for them.
+        ApiError where there is no place for them, or for the first of those that follow one another.
         """
         self._service, self._endpoint, self._request = service, endpoint, request
         self._engine = service.ready()
@@ -51,9 +52,15 @@ class Exchange:
             self.outcome = Outcome.TIMEOUT
             self.finish()
             raise errors.deadline_exceeded(deadline)
-        # a scoring needs no more than one place: its prompts are computed in turn
-        scored = generations[0].max_tokens == 0
-        self._later = deque(generations[self._engine.submit(*generations[:at_once], some=scored) :])
+        self._later, self._at_once = deque[Generation](), at_once or 0
+        if at_once is None:
+            self._engine.submit(*generations)
+            return
+        # one place is enough to begin with
+        self._later += generations
+        if not self._begin(at_once):
+            self._engine.submit(generations[0])
+            self._later.popleft()
 
     async def bursts(self) -> AsyncGenerator[tuple[Generation, Burst]]:
         """What the engine gives, until all generations have ended.
@@ -75,11 +82,20 @@ class Exchange:
                     cut_short |= burst.outcome is Outcome.LENGTH
                     if self._later:
                         self._engine.submit(self._later.popleft(), force=True)
+                        self._begin(self._at_once - (left - len(self._later)))
                 if not left:  # before the yield: a client that has seen the end may leave at once
                     self.outcome = Outcome.LENGTH if cut_short else Outcome.STOP
                 yield generation, burst
         finally:
             watching.cancel()
+
+    def _begin(self, most: int) -> int:
+        """Submit up to so many of those who follow, as many as find a place."""
+        more = list(itertools.islice(self._later, most))
+        count = self._engine.offer(*more) if more else 0
+        for _ in range(count):
+            self._later.popleft()
+        return count
 
     async def _watch_cut_off(self) -> None:
         await self._service.cut_off.wait()

@@ -55,7 +55,7 @@ class Envelope:
                 status = message["status"]
                 headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"x-request-id"]
                 message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
-            elif status == 413 and not message.get("more_body"):
+            elif (status == 413 or state.get("unread")) and not message.get("more_body"):
                 # a client that is still sending would see a reset instead of the answer
                 await send({**message, "more_body": True})
                 await _discard(receive)

@@ -194,3 +194,9 @@ class Scheduler(Slots):
 
 def _smooth(before: float, now: float) -> float:
     return (1 - SMOOTHING) * before + SMOOTHING * now if before else now
+
+
+def prompts_and_bursts(work: Work) -> tuple[Work, Work]:
+    """A step's jobs by what they are for."""
+    prompts = [(generation, job) for generation, job in work if generation.num_computed < len(generation.prompt)]
+    return prompts, [(generation, job) for generation, job in work if generation.num_computed == len(generation.prompt)]

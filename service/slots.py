@@ -44,17 +44,20 @@ class Slots:
             places = min(places, self.max_queue_per_key)
         return places + slots // num_slots
 
-    def add(self, *generations: Generation, some: bool = False, force: bool = False) -> int:
-        """Queue all of them, of one key, or ``some``, the first that find a place; returns how many.
+    def add(self, *generations: Generation, force: bool = False) -> None:
+        """Queue all of them, of one key. QueueFullError, and none is queued, where slots and places are too few.
 
-        QueueFullError, and none is queued, where there are no slots and places for them, or not for one.
         ``force`` is for the rest of a request that was admitted before.
         """
-        count = len(generations)
         if not force:
             count, full = self._fitting(generations)
-            if count < len(generations) and not (some and count):
+            if count < len(generations):
                 raise full
+        self.waiting.extend(generations)
+
+    def offer(self, *generations: Generation) -> int:
+        """Queue those, of one key, that find a place, the first ones; returns how many."""
+        count, _ = self._fitting(generations)
         self.waiting.extend(generations[:count])
         return count
 
@@ -68,10 +71,11 @@ class Slots:
             own = self.max_queue_per_key - sum(generation.key == key for generation in before)
             if own < places:
                 places, full = own, KeyQueueFullError()
+        places = max(0, places)  # what was forced in may have taken more than there are
         waiting = [generation for generation in left if generation in new]
         if len(waiting) <= places:
             return len(generations), full
-        return generations.index(waiting[max(0, places)]), full
+        return generations.index(waiting[places]), full
 
     def admit(self, now: float) -> None:
         """Give free slots to those who wait longest."""

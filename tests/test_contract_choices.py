@@ -488,6 +488,7 @@ def test_a_stream_has_its_time_from_its_slot_on() -> None:
         assert text.count("data: ") > 2
         assert '"finish_reason": "length"' in text or '"finish_reason":"length"' in text
         assert client.metric("aft_generation_tokens_total") > 10
+        wait_until(lambda: client.metric("aft_request_duration_seconds_count", endpoint="completions") == 1)
         assert client.metric("aft_request_queue_seconds_sum", endpoint="completions") > 0.9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -32,6 +33,20 @@ def test_a_long_scoring_beside_a_stream_without_end(max_queue: int) -> None:
             assert [choice["text"] for choice in answer.json()["choices"]] == [f"prompt {i}" for i in range(40)]
         wait_until(lambda: client.free("fake0"))
         assert client.metric("aft_admission_rejections_total") == 0
+
+
+def test_a_scoring_takes_more_places_as_they_become_free() -> None:
+    """It began beside a full server; when that is idle, as many run as there are slots."""
+    runtime = FakeRuntime(4, seconds_per_token=0.005)
+    with serve_app(fake_loader(runtime), max_queue=1, burst_seconds=0.01) as client:
+        endless = {**BASE, "max_tokens": 10**6, "stream": True, "n": 4}
+        with client.http.stream("POST", "/v1/completions", json=endless):
+            wait_until(lambda: client.metric("aft_slots_in_use") == 4)
+            sock = client.send({**SCORING, "prompt": ["prompt"] * 100})
+            wait_until(lambda: client.metric("aft_requests_waiting") == 1)
+        with sock:
+            wait_until(lambda: client.metric("aft_slots_in_use") == 4)
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_scoring_without_any_place_is_refused() -> None:
@@ -76,15 +91,11 @@ def test_a_body_that_never_ends_has_the_deadline_too() -> None:
     """Whatever comes of it: the answer is there at the deadline, not when the client is done."""
     with serve_app(fake_loader(FakeRuntime(1)), deadline_seconds=1, stalled_reader_seconds=30) as client:
         with client.connect() as sock:
-            began = time.perf_counter()
             sock.sendall(HEAD)
-            for _ in range(8):
-                sock.sendall(b" ")
-                time.sleep(0.1)
-            answer = sock.recv(4096)
-            assert time.perf_counter() - began < 10
+            answer, seconds = trickled(sock, b" " * 90)
         assert answer.startswith(b"HTTP/1.1 504 ")
-        assert b"deadline_exceeded" in answer or b"deadline_exceeded" in sock.recv(4096)
+        assert b"deadline_exceeded" in answer
+        assert 0.9 < seconds < 5
         assert client.metric("aft_requests_total", endpoint="completions", outcome="timeout") == 1
 
 
@@ -93,6 +104,20 @@ def test_a_stop_that_no_text_contains_is_refused() -> None:
     with serve_app(fake_loader(FakeRuntime(1))) as client:
         for given in ("\ufffd", ["a", "b\ufffdc"]):
             assert_error(client.post({**BASE, "stop": given}), 400, INVALID, "invalid_value", "stop", "U+FFFD")
+
+
+def trickled(sock: socket.socket, data: bytes) -> tuple[bytes, float]:
+    """What a connection answers that gets a byte each tenth of a second, until it is closed, and after how long."""
+    answer, began = b"", time.perf_counter()
+    sock.settimeout(0.1)
+    with contextlib.suppress(OSError):  # closed while one more byte was sent
+        for byte in data:
+            sock.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                while part := sock.recv(4096):
+                    answer += part
+                break
+    return answer, time.perf_counter() - began
 
 
 def answer_of(sock: socket.socket) -> bytes:
@@ -114,13 +139,9 @@ def test_connections_that_bring_no_request_are_closed(tmp_path: Path) -> None:
         with silent, trickling, kept:
             kept.sendall(live)
             assert answer_of(kept).startswith(b"HTTP/1.1 200 OK")
-            for byte in HEAD[:6]:
-                trickling.sendall(bytes([byte]))
-                time.sleep(0.1)
-            for sock in (silent, trickling):
-                sock.settimeout(10)
-                assert sock.recv(1) == b""
-            time.sleep(1.0)
+            answer, seconds = trickled(trickling, HEAD)
+            assert (answer, silent.recv(1)) == (b"", b"")
+            assert 0.9 < seconds < 5  # bytes came all the time
             kept.sendall(live[:9])
             time.sleep(0.2)
             kept.sendall(live[9:])

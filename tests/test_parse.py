@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from service.errors import ApiError
 from service.schema.completions import CompletionRequest, StreamOptions
 from service.schema.parse import MAX_FIELDS, parse, read_body
+from service.settings import Settings
 
 GOOD: dict[str, Any] = {"model": "m", "prompt": "p"}
 
@@ -344,7 +346,8 @@ def request_of(
         return {"type": "http.request", "body": parts[read[0] - 1], "more_body": more}
 
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": pairs, "query_string": b""}
+    state = {"began": time.perf_counter()}
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": pairs, "query_string": b"", "state": state}
     typed: Callable[[], Awaitable[dict[str, Any]]] = receive
     return Request(scope, typed), read  # type: ignore[arg-type]
 
@@ -356,7 +359,7 @@ JSON = {"content-type": "application/json"}
 def test_content_types(media: str) -> None:
     """JSON with any parameters, in any case."""
     request, _ = request_of([b"{", b"}"], {"content-type": media})
-    assert asyncio.run(read_body(request, 10, 5)) == b"{}"
+    assert asyncio.run(read_body(request, 10, Settings())) == b"{}"
 
 
 @pytest.mark.parametrize("media", ["", "text/plain", "application/jsonx", "multipart/form-data", "é" * 100])
@@ -364,7 +367,7 @@ def test_other_content_types(media: str) -> None:
     """400 before anything is read."""
     request, read = request_of([b"{}"], {"content-type": media} if media else {})
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10, 5))
+        asyncio.run(read_body(request, 10, Settings()))
     assert (caught.value.status, caught.value.code) == (400, "invalid_value")
     assert "application/json" in caught.value.message
     assert read == [0]
@@ -377,10 +380,10 @@ def test_content_encodings(encoding: str, status: int | None) -> None:
     """None but identity."""
     request, _ = request_of([b"{}"], {**JSON, "content-encoding": encoding})
     if status is None:
-        assert asyncio.run(read_body(request, 10, 5)) == b"{}"
+        assert asyncio.run(read_body(request, 10, Settings())) == b"{}"
         return
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10, 5))
+        asyncio.run(read_body(request, 10, Settings()))
     assert (caught.value.status, caught.value.type) == (status, "invalid_request_error")
 
 
@@ -388,7 +391,7 @@ def test_a_body_that_says_it_is_too_large() -> None:
     """413 by its header, before anything is read."""
     request, read = request_of([b"x" * 11], {**JSON, "content-length": "11"})
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10, 5))
+        asyncio.run(read_body(request, 10, Settings()))
     assert (caught.value.status, caught.value.code) == (413, "request_too_large")
     assert "10" in caught.value.message
     assert read == [0]
@@ -398,11 +401,11 @@ def test_a_body_that_becomes_too_large() -> None:
     """413 as soon as the limit is passed; exactly the limit is taken."""
     request, read = request_of([b"x" * 6] * 10, JSON)
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10, 5))
+        asyncio.run(read_body(request, 10, Settings()))
     assert caught.value.status == 413
     assert read == [2]
     request, _ = request_of([b"x" * 5] * 2, {**JSON, "content-length": "10"})
-    assert asyncio.run(read_body(request, 10, 5)) == b"x" * 10
+    assert asyncio.run(read_body(request, 10, Settings())) == b"x" * 10
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "", "²", "9" * 5000])
@@ -410,19 +413,27 @@ def test_lengths_that_are_none(length: str) -> None:
     """A header that is no sensible number is an ApiError or is not believed."""
     request, _ = request_of([b"{}"], {**JSON, "content-length": length})
     with contextlib.suppress(ApiError):
-        assert asyncio.run(read_body(request, 10, 5)) == b"{}"
+        assert asyncio.run(read_body(request, 10, Settings())) == b"{}"
 
 
 def test_a_client_that_leaves_in_its_body() -> None:
     """An ApiError that nobody will read, and no fault."""
     request, _ = request_of([b"{"], JSON, {"type": "http.disconnect"})
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10, 5))
+        asyncio.run(read_body(request, 10, Settings()))
     assert caught.value.status == 499  # how it is counted: as a client that left
 
 
-def test_a_client_that_stops_in_its_body() -> None:
-    """408 after a while, whatever was sent before."""
+@pytest.mark.parametrize(
+    ("stalled", "deadline", "status", "code"),
+    [
+        (0.05, 0, 408, "request_timeout"), (0.05, 30, 408, "request_timeout"),
+        (30, 0.05, 504, "deadline_exceeded"), (30, 1e-9, 504, "deadline_exceeded"),
+    ],
+)  # fmt: skip
+def test_a_client_that_stops_in_its_body(stalled: float, deadline: float, status: int, code: str) -> None:
+    """408 after a while, or 504 at the deadline, whatever was sent before; the connection ends."""
+    settings = Settings(stalled_reader_seconds=stalled, deadline_seconds=deadline)
 
     async def receive() -> dict[str, Any]:
         if sent:
@@ -431,12 +442,16 @@ def test_a_client_that_stops_in_its_body() -> None:
         return {"type": "http.request", "body": b"{", "more_body": True}
 
     sent: list[bool] = []
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    scope = {
+        "type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")],
+        "state": {"began": time.perf_counter()},
+    }  # fmt: skip
     request = Request(scope, receive)  # type: ignore[arg-type]
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, 10, 0.05))
-    assert (caught.value.status, caught.value.code) == (408, "request_timeout")
-    assert sent
+        asyncio.run(read_body(request, 10, settings))
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert caught.value.response().headers["connection"] == "close"
+    assert sent or deadline == 1e-9
 
 
 @pytest.mark.parametrize("place", ["{%s}", '{"model": "m", "prompt": "x", "stream_options": {%s}}'])

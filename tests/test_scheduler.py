@@ -11,7 +11,6 @@ from model.automaton import stops
 from model.runtime.base import Draw, Guide, Job
 from model.sampling import SamplingParams
 from model.tokenizer import Bytes
-from service.engine import prompts_and_bursts
 from service.request import MAX_PENDING, Generation
 from service.scheduler import (
     FIRST_BUDGET,
@@ -21,6 +20,7 @@ from service.scheduler import (
     PREFILL_BUDGET,
     PREFILL_CHUNK,
     Scheduler,
+    prompts_and_bursts,
 )
 from service.slots import KeyQueueFullError, QueueFullError
 

@@ -61,27 +61,41 @@ def test_room_is_what_can_be_added_to_an_empty_server(max_per_key: int, max_queu
     assert slots.room("a") == room
     with pytest.raises(QueueFullError):
         slots.add(*of("a", room + 1))
-    assert slots.add(*of("a", room)) == room
+    slots.add(*of("a", room))
+    assert len(slots.waiting) == room
     assert slots.room("") == 11
 
 
 @pytest.mark.parametrize(("max_queue", "queue_per_key", "found"), [(2, 0, 3), (9, 1, 2), (0, 0, 1)])
 def test_some_are_as_many_as_fit(max_queue: int, queue_per_key: int, found: int) -> None:
-    """Beside one that runs: the free slot, and the places that there are; none is a refusal."""
+    """Beside one that runs: the free slot, and the places that there are."""
     slots = Slots(FakeRuntime(2), max_queue, 0, queue_per_key)
     slots.add(*of("a", 1))
     slots.admit(0.0)
     wanted = of("a", 5)
     with pytest.raises(QueueFullError):
         slots.add(*wanted)
-    assert slots.add(*wanted, some=True) == found
+    assert slots.offer(*wanted) == found
     assert list(slots.waiting) == wanted[:found]
-    with pytest.raises(QueueFullError):
-        slots.add(*of("a", 5), some=True)
+    assert slots.offer(*of("a", 5)) == 0
     assert len(slots.waiting) == found
 
 
 def test_some_are_all_where_there_is_room() -> None:
     """No more is held back than must be."""
     slots = Slots(FakeRuntime(2), 9)
-    assert slots.add(*of("a", 5), some=True) == 5
+    assert slots.offer(*of("a", 5)) == 5
+
+
+def test_more_than_there_are_places_for_harm_nobody_else() -> None:
+    """The rest of an admitted request is let in where the queue is full; who gets a free slot still gets it."""
+    slots = Slots(FakeRuntime(4), 3, 1)
+    slots.add(*of("a", 4))
+    slots.admit(0.0)
+    slots.add(*of("a", 2), force=True)
+    assert len(slots.waiting) == 5
+    assert slots.offer(*of("a", 1)) == 0
+    slots.add(*of("b", 1))
+    assert slots.offer(*of("c", 1)) == 1
+    slots.admit(0.0)
+    assert [generation.key for generation in slots.running] == ["a", "b", "c"]

@@ -23,9 +23,10 @@ from torch import nn
 from model import curve, runs, weights
 from model.batches import Material
 from model.checkpoint import Checkpoint
+from model.machine import has_bf16
 from model.muon import Muon, orthogonal
 from model.recipe import Recipe, RecipeError
-from model.train import STATE, Trainer, has_bf16
+from model.train import STATE, Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -159,7 +160,9 @@ def test_a_report_that_fails_loses_nothing(corpus: Path, tmp_path: Path) -> None
     resumed = make_trainer(recipe, tmp_path / "run")
     assert (resumed.steps_done, len(resumed.rows)) == (4, 1)
     assert (tmp_path / "run" / "curve.csv").read_text().count("\n") == 2
-    resumed.run(nothing)
+    told: list[float] = []
+    resumed.run(lambda row: told.append(row["step"]))
+    assert told == [4, 8]  # what nobody heard of is told again
     whole = make_trainer(recipe, tmp_path / "whole")
     whole.run(nothing)
     assert_same(resumed, whole)
@@ -454,7 +457,7 @@ def test_a_gpu_without_bf16_is_none_with(monkeypatch: pytest.MonkeyPatch) -> Non
     """What only emulates it costs time instead of saving it."""
     for able in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
-        assert has_bf16(torch.device("cuda")) is able
+        assert has_bf16("cuda") is able
 
 
 def test_dropout_is_drawn_anew_for_each_step_and_part(corpus: Path, tmp_path: Path) -> None:
@@ -577,7 +580,8 @@ def test_bytes_corpora_train(tmp_path: Path, raw: str | bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "seconds", "every", "kept"), [(10, 2.0, 26, 26), (10, 0.5, 105, 105), (60, 0.5, 630, 120)]
+    ("minutes", "seconds", "every", "kept"),
+    [(10, 2.0, 26, 26), (10, 0.5, 105, 105), (60, 0.5, 630, 120), (1, 2.0, 10, 10), (10, 8.0, 10, 10)],
 )
 def test_fit_minutes(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, seconds: float, every: int, kept: int
@@ -587,9 +591,10 @@ def test_fit_minutes(
     monkeypatch.setattr(Trainer, "step", lambda _: 0.0)
     monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # other threads have theirs
     recipe = runs.fit_minutes("mine", str(corpus), minutes=minutes, seed=3)
-    assert recipe.steps == 10 * every
+    assert recipe.steps % every == 0
+    assert 0.85 * (budget := minutes * 60 * 0.875 / seconds) - 10 < recipe.steps <= budget
     assert (recipe.seed, recipe.eval_every, recipe.save_every) == (3, every, kept)
-    assert recipe.warmup_steps == min(100, every)
+    assert recipe.warmup_steps == min(100, recipe.steps // 10)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])

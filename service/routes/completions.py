@@ -38,7 +38,8 @@ async def completions(request: Request) -> Response:
     generations = make_generations(*asked) if inline else await asyncio.to_thread(make_generations, *asked)
     told = body, generations, tokenizer
     texts = echoes(*told) if inline else await asyncio.to_thread(echoes, *told)
-    exchange = Exchange(service, "completions", generations, request, at_once(model, settings, key))
+    in_turn = at_once(model, settings, key) if body.max_tokens == 0 else None
+    exchange = Exchange(service, "completions", generations, request, in_turn)
     answer = Completion(exchange, model, tokenizer, body, texts)
     if body.stream:
         return exchange.stream(answer.events())

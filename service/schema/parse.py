@@ -49,7 +49,8 @@ async def read_body(request: Request, limit: int, settings: Settings, media_type
         raise client_left() from None
     except TimeoutError:
         if time.perf_counter() >= ends:
-            raise deadline_exceeded(deadline) from None
+            request.state.unread = True
+            raise deadline_exceeded(deadline, close=True) from None
         raise body_timeout(stalled) from None
 
 
