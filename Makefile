@@ -21,7 +21,8 @@ BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard model/runtime/
 $(VENV)/.serve: $(BUILT) | $(BIN)/pip
 	$(PIP_INSTALL) --editable .
 	$(BIN)/python -c 'import sys; from model.runtime.choice import native_is_built; sys.exit(not native_is_built())' \
-		|| $(PIP_INSTALL) --editable '.[torch]'
+		|| { echo 'The native runtime was not built: it takes a compiler of C++20 and the headers of Python (Debian: g++, python3-dev);' \
+			'$(BIN)/pip install --verbose --editable . shows why. PyTorch is installed instead.'; $(PIP_INSTALL) --editable '.[torch]'; }
 	touch $@
 
 $(VENV)/.train: $(BUILT) | $(BIN)/pip
@@ -76,7 +77,7 @@ format: setup-dev
 
 system-packages:
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends g++ prometheus \
+	apt-get install -y -qq --no-install-recommends g++ python3-dev python3-venv prometheus \
 		$$(command -v node >/dev/null && command -v npm >/dev/null || echo nodejs npm)
 
 # The kernel on emulated processors (Debian: qemu-user, g++-aarch64-linux-gnu): a path forced on a new processor cannot
@@ -87,13 +88,14 @@ conformance-emulated: setup
 # The kernel under the address and undefined-behaviour sanitizers in Python's tests, and its threads under the thread
 # sanitizer in a program of their own. nanobind comes into the folder: the environment has it only while pip builds.
 SANITIZED := build/sanitized
+SANITIZED_CMAKE := PYTHONPATH=$(SANITIZED)/packages $(BIN)/python -m cmake
 sanitize: setup-dev
-	$(PIP_INSTALL) --upgrade --target $(SANITIZED)/packages nanobind
-	cmake -S . -B $(SANITIZED)/kernel -DCMAKE_BUILD_TYPE=None \
+	$(PIP_INSTALL) --upgrade --target $(SANITIZED)/packages nanobind cmake
+	$(SANITIZED_CMAKE) -S . -B $(SANITIZED)/kernel -DCMAKE_BUILD_TYPE=None \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 		-Dnanobind_DIR=$$(PYTHONPATH=$(SANITIZED)/packages $(BIN)/python -m nanobind --cmake_dir) \
 		-DCMAKE_CXX_FLAGS='-g1 -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS'
-	cmake --build $(SANITIZED)/kernel
+	$(SANITIZED_CMAKE) --build $(SANITIZED)/kernel
 	LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 		AFT_SANITIZED_KERNEL=$(SANITIZED)/kernel PYTHONPATH=tests \
 		$(BIN)/pytest -p sanitized_kernel tests/test_native.py tests/test_native_draws.py tests/test_guidance.py tests/test_match.py tests/test_library.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,7 +36,7 @@ def serve(
     """Serve every checkpoint over HTTP. All other settings: environment AFT_*, see docs/service.md."""
     with ended_by_sigterm():
         from service.server import serve as run
-        from service.settings import Settings
+        from service.settings import Settings, misspelt
 
         flags: dict[str, Any] = {
             "host": host, "port": port, "models": model, "checkpoints": checkpoints,
@@ -48,6 +49,8 @@ def serve(
             raise fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         except ValueError as error:  # a list in the environment that is no JSON
             raise fail(f"{error}; lists are JSON, such as '[\"shakespeare\"]'") from None
+        if wrong := misspelt(os.environ, settings):
+            raise fail(wrong)
         raise typer.Exit(run(settings))
 
 

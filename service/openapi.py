@@ -54,7 +54,9 @@ def document(app: FastAPI) -> Json:
     """The description: each route with the bodies and the errors that it has. Takes a tenth of a second, once."""
     if app.openapi_schema is None:
         # a fresh one a call: two threads at the first requests do not meet
-        app.openapi_schema = _corrected(get_openapi(title=app.title, version=app.version, routes=app.routes))
+        servers = [{"url": "."}]  # beside the document: the service may stand under a prefix
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=servers)
+        app.openapi_schema = _corrected(made)
     return app.openapi_schema
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,3 +89,25 @@ def markdown() -> str:
         default = "" if field.default in ([], None, "") else field.default
         rows.append(f"| `AFT_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
+
+
+OTHERS = {"AFT_ISA", "AFT_DATA"}  # read by the runtime and for corpora
+SENT = "AFT_KEY"  # by `aft bench serve`
+
+
+def misspelt(environment: Mapping[str, str], settings: Settings) -> str:
+    """What is wrong with the names of the environment's variables, ``""``: nothing.
+
+    A setting that is misspelt would be ignored, and a service that was to ask for keys would stand open.
+    """
+    known = {f"AFT_{name.upper()}" for name in Settings.model_fields}
+    given = {name for name in environment if name.upper().startswith("AFT_")}
+    for name in sorted(given - {SENT}):
+        if name.upper() not in known | OTHERS:
+            near = difflib.get_close_matches(name.upper(), known, 1)
+            return f"{name} in the environment is no setting" + (f"; is it {near[0]}?" if near else "")
+    if SENT in given and not (settings.api_keys or settings.api_keys_file):
+        return (
+            f"{SENT} is the key that `aft bench serve` sends, and this service asks for none: AFT_API_KEYS has its keys"
+        )
+    return ""

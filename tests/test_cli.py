@@ -129,6 +129,18 @@ def test_train_again_goes_on_where_it_stopped(trained: Path) -> None:
     assert Checkpoint(trained / "checkpoints" / "beer").fingerprint == before
 
 
+@pytest.mark.parametrize("known", ['{"training": {"recipe": {"corpus": "shakespeare"}}}', "{}", "{"])
+def test_a_model_of_another_corpus_is_not_lost(tmp_path: Path, known: str) -> None:
+    """Its name is taken, before anything is trained."""
+    config = tmp_path / "checkpoints" / "beer" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(known)
+    (tmp_path / "beer.txt").write_text(TEXT)
+    refuse(train(tmp_path), "holds a model of another corpus", "choose another name")
+    assert config.read_text() == known
+    assert not (tmp_path / "runs" / "beer" / "state.safetensors").exists()
+
+
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"asked": 1, "recipe": {}}'])
 def test_a_kept_recipe_that_is_damaged(trained: Path, content: str) -> None:
     """The file is named, and nothing is lost."""

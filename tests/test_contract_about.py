@@ -57,6 +57,15 @@ def description(server: Process) -> dict[str, Any]:
     return found
 
 
+def test_the_address_itself_leads_to_the_page(server: Process, description: dict[str, Any]) -> None:
+    """By relative addresses: under a prefix both are there, too."""
+    answer = server.http.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+    assert server.http.head("/").status_code == 307
+    assert_error(server.http.post("/"), 405, INVALID, "method_not_allowed")
+    assert description["servers"] == [{"url": "."}]
+
+
 def test_examples_can_be_sent(server: Process, description: dict[str, Any]) -> None:
     """What /docs fills in is answered as it stands, once it names a model that is served."""
     sent = 0
@@ -196,7 +205,7 @@ def test_docs(server: Process) -> None:
     assert "//" not in page.text.removeprefix("<!doctype html>")
     wanted = {"docs/swagger-ui.css": "text/css", "docs/swagger-ui-bundle.js": "text/javascript"}
     wanted["docs/start.js"] = "text/javascript"
-    assert {*re.findall(r'(?:src|href)="([^"]+)"', page.text)} == {*wanted, "data:,"}
+    assert {*re.findall(r'(?:src|href)="([^"]+)"', page.text)} == {*wanted, "data:,", "openapi.json"}
     for name, media in wanted.items():
         answer = server.http.get(f"/{name}")
         assert answer.headers["content-type"].partition(";")[0] == media

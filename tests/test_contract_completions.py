@@ -281,7 +281,7 @@ def test_a_large_body_is_read_on_so_that_the_answer_arrives(server: Process) -> 
 
 def test_unknown_routes_and_methods(server: Process) -> None:
     """404, also for a trailing slash; 405 with Allow."""
-    for path in ("/", "/v1", "/v1/completions/", "/v1/models/", "/readyz/", "/metrics/", "/v2/completions", "/docs/"):
+    for path in ("/v1", "/v1/completions/", "/v1/models/", "/readyz/", "/metrics/", "/v2/completions", "/docs/"):
         assert_error(server.http.get(path), 404, INVALID, "not_found")
     wrong = [("GET", "/v1/completions", "POST"), ("POST", "/v1/models", "GET"), ("PUT", "/readyz", "GET")]
     for method, path, allow in wrong:

@@ -113,10 +113,10 @@ def test_latency_buckets(metric: str) -> None:
 
 @pytest.mark.parametrize(
     ("metric", "least", "most"),
-    [("first_token", 5e-4, 10), ("duration_seconds", 5e-3, 1800), ("queue_seconds", 5e-3, 1800)],
+    [("first_token", 1e-3, 300), ("duration_seconds", 5e-3, 3600), ("queue_seconds", 5e-3, 3600)],
 )
 def test_other_buckets(metric: str, least: float, most: float) -> None:
-    """What is waited for takes longer."""
+    """What is waited for takes longer, and under overload minutes; an unlimited stream may take an hour."""
     bounds = getattr(Metrics(CollectorRegistry()), metric)._upper_bounds
     assert (bounds[0], bounds[-2], bounds[-1]) == (least, most, float("inf"))
     assert bounds == sorted(bounds)

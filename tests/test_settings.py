@@ -109,6 +109,29 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, flags: list[str], env: dict
     assert "sesame" not in stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("API_KEY", "AFT_API_KEY in the environment is no setting; is it AFT_API_KEYS?"),
+        ("API_KEYS_FLE", "is it AFT_API_KEYS_FILE?"), ("RATELIMIT", "is it AFT_RATE_LIMIT?"), ("XYZZY", "no setting\n"),
+        ("KEY", "AFT_API_KEYS has its keys"),
+    ],
+)  # fmt: skip
+def test_misspelt_variables(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    """Not ignored: a service that was to ask for keys would stand open. The value is not repeated."""
+    status, stderr, seen = invoke(monkeypatch, **{name: "sesame"})
+    assert (status, seen) == (1, [])
+    assert words in stderr
+    assert "sesame" not in stderr
+
+
+def test_variables_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the runtime and corpora read is no mistake; nor is a client's key beside a server's own."""
+    names = {"ISA": "avx2", "DATA": "/x", "KEY": "a", "API_KEYS": '["sesame"]', "PORT": "9"}
+    status, _, (settings,) = invoke(monkeypatch, **names)
+    assert (status, settings.port) == (0, 9)
+
+
 def test_keys_are_not_shown() -> None:
     """Wherever settings are printed."""
     settings = Settings(api_keys=["sesame"])

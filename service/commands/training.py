@@ -41,7 +41,11 @@ def own_recipe(name: str, source: Path, minutes: float, seed: int, runs: Path) -
 def run(
     recipe: Recipe, folder: Path, target: Path, tensorboard: Path | None = None, *, calibrated: bool = False
 ) -> None:
-    """Train with a progress bar, and perhaps calibrate; the bar and the curve belong to the first process."""
+    """Train with a progress bar, and perhaps calibrate; the bar and the curve belong to the first process.
+
+    ValueError where ``target`` holds a model of another corpus: it would be lost.
+    """
+    _check_target(recipe, target)
     quiet = os.environ.get("RANK", "0") != "0"
     console = Console(quiet=quiet, stderr=True)
     chosen = ", ".join(f"{key} {value}" for key, value in recipe.model.items()) or "as the preset"
@@ -73,6 +77,19 @@ def run(
         except ValueError as error:
             console.print(f"not calibrated: {error}")
     console.print(f"{target}: serve it with `aft serve`, or write with `aft generate --model {recipe.name}`")
+
+
+def _check_target(recipe: Recipe, target: Path) -> None:
+    try:
+        known = json.loads((target / "config.json").read_bytes())["training"]["recipe"]["corpus"]
+    except FileNotFoundError:
+        return
+    except (ValueError, LookupError, TypeError):
+        known = "one that it does not name"
+    if known != recipe.corpus:
+        raise ValueError(
+            f"{target} holds a model of another corpus, {known}: choose another name, or another --checkpoints"
+        )
 
 
 def _tensorboard(folder: Path) -> Callable[[curve.Row], None]:

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from service.openapi import document
 from service.state import Service
@@ -32,6 +32,7 @@ PAGE = """<!doctype html>
 <link rel="stylesheet" href="docs/swagger-ui.css">
 </head>
 <body>
+<noscript>This page needs JavaScript; <a href="openapi.json">openapi.json</a> describes the same.</noscript>
 <div id="page"></div>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
@@ -85,6 +86,12 @@ async def openapi(request: Request) -> Response:
 
 def _headers(**more: str) -> dict[str, str]:
     return {"X-Content-Type-Options": "nosniff", **more}
+
+
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+async def root() -> Response:
+    """Who opens the address that the log names gets the page."""
+    return RedirectResponse("docs")
 
 
 @router.get("/docs", include_in_schema=False)
