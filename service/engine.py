@@ -91,7 +91,7 @@ class Engine:
     def check_room(self, model: str) -> None:
         """ApiError where nothing more can wait, of whatever key: before a request costs more than its reading."""
         scheduler = self.served[model].scheduler
-        if not scheduler.max_per_key and len(scheduler.waiting) >= scheduler.max_queue + len(scheduler.free):
+        if scheduler.is_full:
             with scheduler.lock:
                 self._refuse(scheduler, model, 1)
 

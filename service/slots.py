@@ -44,6 +44,13 @@ class Slots:
             places = min(places, self.max_queue_per_key)
         return places + slots // num_slots
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody finds a place, of whatever key. A look without the lock: ``add`` counts."""
+        if self.max_per_key and self.free:  # who waits may be passed over
+            return False
+        return len(self.waiting) >= self.max_queue + len(self.free)
+
     def add(self, *generations: Generation, force: bool = False) -> None:
         """Queue all of them, of one key. QueueFullError, and none is queued, where slots and places are too few.
 

@@ -32,9 +32,15 @@ def test_a_share_of_the_slots_is_no_share_of_the_queue() -> None:
     assert (len(slots.running), len(slots.waiting)) == (1, 3)
     with pytest.raises(QueueFullError):
         slots.add(*of("a", 1))
+    assert not slots.is_full
     slots.add(*of("b", 1))
     slots.admit(0.0)
     assert [generation.key for generation in slots.running] == ["a", "b"]
+    for key in "cd":
+        assert not slots.is_full
+        slots.add(*of(key, 1))
+        slots.admit(0.0)
+    assert slots.is_full
     with pytest.raises(QueueFullError):
         slots.add(*of("b", 1))
 
